@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//
+// The workload of the benchmark: six phases on one private anonymous area, each timed from inside and
+// each checked. It knows nothing of who swaps it.
+//
+//     workload MIB OPS SEED
+//
+// prints one JSON object: seconds and units (pages, or operations) of each phase. The area is an array of
+// 16-byte records of pseudo-random bits, so that compression gains nothing and the comparison is about
+// paging. What a record must hold follows from its index and from the writes that were made to it; `sum` is
+// kept from what must be there, never from what was read.
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { PAGE = 4096 };
+
+struct record {
+	uint64_t key;
+	uint64_t value;
+};
+
+enum { RECORDS_PER_PAGE = PAGE / sizeof(struct record) };
+
+static uint64_t mix(uint64_t x)
+{
+	x += 0x9e3779b97f4a7c15u;
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+	x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+	return x ^ (x >> 31);
+}
+
+static uint64_t seed;
+static struct record *area;
+static uint8_t *generation; // of each page's first record: how often it was written since the fill
+static uint64_t sum;        // of record_hash over all that must be in the area
+static size_t pages;
+
+static struct record expected(uint64_t index, unsigned gen)
+{
+	uint64_t key = mix(index ^ seed ^ ((uint64_t)gen << 48));
+
+	return (struct record){key, mix(key)};
+}
+
+static uint64_t record_hash(struct record r)
+{
+	return (r.key ^ (r.value >> 7)) * 0x9e3779b97f4a7c15u ^ r.value;
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void wrong(const char *phase, uint64_t index)
+{
+	fprintf(stderr, "workload: %s: record %" PRIu64 " is wrong: %016" PRIx64 " %016" PRIx64 "\n", phase,
+		index, area[index].key, area[index].value);
+	abort();
+}
+
+static void check(const char *phase, uint64_t index, unsigned gen)
+{
+	struct record want = expected(index, gen);
+
+	if (area[index].key != want.key || area[index].value != want.value)
+		wrong(phase, index);
+}
+
+static uint64_t fill(void)
+{
+	for (uint64_t i = 0; i < pages * RECORDS_PER_PAGE; i++) {
+		area[i] = expected(i, 0);
+		sum += record_hash(area[i]);
+	}
+	return pages;
+}
+
+static uint64_t scan(void)
+{
+	for (uint64_t i = 0; i < pages * RECORDS_PER_PAGE; i++)
+		check("scan", i, 0);
+	return pages;
+}
+
+static uint64_t random_reads(uint64_t ops)
+{
+	for (uint64_t k = 0; k < ops; k++)
+		check("random reads", mix(seed + k) % (pages * RECORDS_PER_PAGE), 0);
+	return ops;
+}
+
+// Writes without reading first, as a program that stores does; the sort's check finds what was lost.
+static uint64_t random_writes(uint64_t ops)
+{
+	for (uint64_t k = 0; k < ops; k++) {
+		uint64_t page = mix(~seed + k) % pages;
+		uint64_t index = page * RECORDS_PER_PAGE;
+
+		sum -= record_hash(expected(index, generation[page]));
+		area[index] = expected(index, ++generation[page]);
+		sum += record_hash(expected(index, generation[page]));
+	}
+	return ops;
+}
+
+static void swap(struct record *a, struct record *b)
+{
+	struct record t = *a;
+
+	*a = *b;
+	*b = t;
+}
+
+static void insertion_sort(struct record *a, size_t n)
+{
+	for (size_t i = 1; i < n; i++)
+		for (size_t j = i; j > 0 && a[j].key < a[j - 1].key; j--)
+			swap(&a[j], &a[j - 1]);
+}
+
+static uint64_t median_of_three(const struct record *a, size_t n)
+{
+	uint64_t x = a[0].key, y = a[n / 2].key, z = a[n - 1].key;
+
+	if (x < y)
+		return y < z ? y : (x < z ? z : x);
+	return x < z ? x : (y < z ? z : y);
+}
+
+// Hoare's quicksort: in place, sequential from both ends, as most library sorts are at this size.
+static void quicksort(struct record *a, size_t n)
+{
+	while (n > 24) {
+		uint64_t pivot = median_of_three(a, n);
+		size_t i = 0, j = n - 1;
+
+		for (;; i++, j--) {
+			while (a[i].key < pivot)
+				i++;
+			while (a[j].key > pivot)
+				j--;
+			if (i >= j)
+				break;
+			swap(&a[i], &a[j]);
+		}
+		quicksort(a, i);
+		a += i;
+		n -= i;
+	}
+	insertion_sort(a, n);
+}
+
+static uint64_t sort(void)
+{
+	quicksort(area, pages * RECORDS_PER_PAGE);
+	return pages;
+}
+
+static uint64_t verify(void)
+{
+	uint64_t got = 0;
+
+	for (uint64_t i = 0; i < pages * RECORDS_PER_PAGE; i++) {
+		if ((i && area[i - 1].key > area[i].key) || area[i].value != mix(area[i].key))
+			wrong("sort", i);
+		got += record_hash(area[i]);
+	}
+	if (got != sum) {
+		fprintf(stderr, "workload: a record was lost: sum %016" PRIx64 ", not %016" PRIx64 "\n", got, sum);
+		abort();
+	}
+	return pages;
+}
+
+static uint64_t teardown(void)
+{
+	if (munmap(area, pages * PAGE))
+		abort();
+	return pages;
+}
+
+static void report(const char *name, double start, uint64_t units, const char *end)
+{
+	printf("\"%s\": {\"seconds\": %.6f, \"units\": %" PRIu64 "}%s", name, now() - start, units, end);
+	fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t ops;
+	double t;
+
+	if (argc != 4) {
+		fprintf(stderr, "usage: workload MIB OPS SEED\n");
+		return 2;
+	}
+	pages = strtoull(argv[1], NULL, 10) << 8;
+	ops = strtoull(argv[2], NULL, 10);
+	seed = mix(strtoull(argv[3], NULL, 10));
+	generation = calloc(pages, 1);
+	area = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!pages || !generation || area == MAP_FAILED) {
+		perror("workload");
+		return 2;
+	}
+	// One page size for all: the kernel's huge pages would make the first fill another benchmark.
+	madvise(area, pages * PAGE, MADV_NOHUGEPAGE);
+
+	putchar('{');
+	t = now(), report("first fill", t, fill(), ", ");
+	t = now(), report("sequential scan", t, scan(), ", ");
+	t = now(), report("random reads", t, random_reads(ops), ", ");
+	t = now(), report("random writes", t, random_writes(ops), ", ");
+	t = now(), report("sort", t, sort(), ", ");
+	t = now(), report("scan of the sorted", t, verify(), ", ");
+	t = now(), report("teardown", t, teardown(), "}\n");
+	return 0;
+}
