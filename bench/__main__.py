@@ -109,10 +109,11 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
                 command = [str(binary), str(options.size), str(options.ops), str(number + 1)]
                 results.append(run_once(name, command, options))
+    page_cluster = Path("/proc/sys/vm/page-cluster").read_text().strip()
     setting = (
         f"{options.size} MiB at {options.ram} MiB, {options.ops} random operations, "
-        f"medians of {options.rounds} rounds, Linux {platform.release()}, {os.cpu_count()} CPUs, kernel swappiness {options.swappiness}, "
-        f"page-cluster {Path('/proc/sys/vm/page-cluster').read_text().strip()}"
+        f"medians of {options.rounds} rounds, Linux {platform.release()}, {os.cpu_count()} CPUs, "
+        f"kernel swappiness {options.swappiness}, page-cluster {page_cluster}"
     )
     print(setting + "\n")
     print(markdown(results))
