@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The engine's way into another process: making the resident helper, asking it, ending it."""
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from posix.types cimport pid_t
+
+cdef extern from "helper.h" nogil:
+    enum:
+        USERSWAP_MAILBOX_MAGIC
+        USERSWAP_MAILBOX_ITEMS
+        USERSWAP_MAILBOX_SIZE
+        USERSWAP_HELPER_UFFD
+        USERSWAP_HELPER_MAILBOX
+        USERSWAP_NOTHING
+        USERSWAP_MOVE
+        USERSWAP_DROP
+        USERSWAP_POPULATE_WRITE
+        USERSWAP_MADVISE
+        USERSWAP_EXIT
+
+    ctypedef struct userswap_item "struct userswap_item":
+        uint64_t dst
+        uint64_t src
+        uint64_t len
+        int64_t result      # bytes moved, 0, or -errno
+        int32_t error       # 0, or what ended the item
+
+    ctypedef struct userswap_mailbox "struct userswap_mailbox":
+        uint32_t magic
+        uint32_t posted
+        uint32_t done
+        uint32_t request
+        uint32_t count
+        int32_t uffd
+        uint64_t mode
+        uint64_t region
+        uint64_t region_length
+        uint64_t staging
+        uint64_t staging_length
+        userswap_item items[128]
+
+cdef struct Helper:
+    pid_t pid
+    int pidfd
+    int uffd                    # the engine's copy; whoever called helper_inject closes it
+    pid_t target
+    int target_pidfd
+    int cpu                     # the CPU that the helper is pinned to, -1: none yet
+    userswap_mailbox *mailbox
+    uint64_t own_start[4]       # ours in the target: never to be registered or evicted; unused ones are 0
+    uint64_t own_end[4]
+    uint64_t staging
+    uint64_t staging_length
+    uint64_t stopped_ns         # how long the target's thread was held (its other threads ran on)
+
+# Put a helper into `target` (a process, not a thread), open a userfaultfd in it and give it `uffd_features`.
+# 0 or -errno; on failure nothing stays behind and `out` is as it was. Waits for at most some seconds.
+#   -ESRCH    gone, or a zombie             -EPERM    another user's, not dumpable, Yama, or no full userfaultfd
+#   -EBUSY    traced by someone else        -ENOEXEC  runs 32-bit code
+#   -EAGAIN   no thread could be stopped in time, or clone was refused (a process limit)
+#   -EACCES   a strict seccomp sandbox      -EINVAL   the kernel lacks one of `uffd_features`
+# No other thread of the caller may be in a wait for any child, or for the target, in the meantime: it would
+# be told of our stops. Watch programs by pidfd, and reap them once they are dead.
+cdef int helper_inject(pid_t target, uint64_t uffd_features, uint64_t staging_length,
+                       Helper *out) noexcept nogil
+
+# Carry out the request in the mailbox. One caller at a time. 0 when the helper has answered (see the items
+# for how it went), -ESRCH when it is dead, -ETIMEDOUT when it did not answer (it may still be at work: the
+# mailbox is its own, and each further call gives -EBUSY until it is done).
+cdef int helper_call(Helper *helper) noexcept nogil
+
+# Kill the helper, wait until it is dead, and let go of all that is in `helper` but its uffd.
+cdef void helper_end(Helper *helper) noexcept nogil

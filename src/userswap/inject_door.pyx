@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A door for tests to the engine's way in. The product does not use it."""
+import os
+
+from libc.stdint cimport int64_t, uint64_t
+
+from userswap.inject cimport (
+    Helper, USERSWAP_DROP, USERSWAP_EXIT, USERSWAP_MADVISE, USERSWAP_MOVE, USERSWAP_NOTHING,
+    USERSWAP_POPULATE_WRITE, helper_call, helper_end, helper_inject,
+)
+
+NOTHING = USERSWAP_NOTHING
+MOVE = USERSWAP_MOVE
+DROP = USERSWAP_DROP
+POPULATE_WRITE = USERSWAP_POPULATE_WRITE
+MADVISE = USERSWAP_MADVISE
+EXIT = USERSWAP_EXIT
+
+
+cdef class Attached:
+    """A helper in process `target`. `uffd` is the caller's to close."""
+    cdef Helper helper
+
+    def __init__(self, int target, uint64_t features=0, uint64_t staging_length=2 << 20):
+        cdef int rc
+        with nogil:
+            rc = helper_inject(target, features, staging_length, &self.helper)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+
+    @property
+    def fields(self):
+        h = &self.helper
+        return {'pid': h.pid, 'uffd': h.uffd, 'target': h.target, 'own': (h.own_start[0], h.own_end[0]),
+                'staging': h.staging, 'staging_length': h.staging_length, 'stopped_ns': h.stopped_ns}
+
+    def call(self, int request, items=(), uint64_t mode=0):
+        """The (result, error) of each (dst, src, len)."""
+        cdef int i, rc
+        box = self.helper.mailbox
+        if box == NULL:
+            raise ProcessLookupError
+        for i, (dst, src, length) in enumerate(items):
+            box.items[i].dst, box.items[i].src, box.items[i].len = dst, src, length
+        box.request, box.mode, box.count = request, mode, len(items)
+        with nogil:
+            rc = helper_call(&self.helper)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+        return [(box.items[i].result, box.items[i].error) for i in range(len(items))]
+
+    def time_call(self, int rounds):
+        """Nanoseconds of each of `rounds` calls of the request that is in the mailbox."""
+        import time
+        cdef list times = []
+        cdef int i
+        for i in range(rounds):
+            start = time.perf_counter_ns()
+            with nogil:
+                helper_call(&self.helper)
+            times.append(time.perf_counter_ns() - start)
+        return times
+
+    def end(self):
+        with nogil:
+            helper_end(&self.helper)
