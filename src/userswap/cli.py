@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line. Each verb lives in a module of its own, loaded when it is asked for."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from userswap.errors import EXIT_OWN_ERROR, UserswapError
+
+TYPE_CHECKING = False  # typing costs a megabyte of memory, which counts
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+DESCRIPTION = "Swap for Linux programs, in user space: run a program in less memory than it needs."
+
+RUN_DESCRIPTION = """\
+Run COMMAND so that its memory and that of its children, together with the engine's own, stays under --ram.
+What does not fit is swapped to the swap areas and comes back when it is touched."""
+
+RUN_EPILOG = """\
+SIZE is bytes, or a number with K, M, G or T (powers of 1024).
+The exit status is that of COMMAND, or 128+N if signal N ended it; 125 if userswap failed,
+126 if COMMAND cannot be executed, 127 if it is not found.
+
+examples:
+  userswap run --ram 512M -- python train.py
+  userswap run --ram 50% --swap /scratch:20G --swap /dev/vdb -- make -j8"""
+
+RUN_OPTIONS_WITH_VALUE = ("--ram", "--swap", "--stats")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> "NoReturn":
+        raise UserswapError(f"{message} (see {self.prog} --help)")
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        parser.exit(0, f"userswap {version('userswap')}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point: returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except UserswapError as error:
+        print(f"userswap: {error}", file=sys.stderr)
+        return EXIT_OWN_ERROR
+
+
+def _dispatch(words: list[str]) -> int:
+    options, command = _split_command(words)
+    chosen = _parser().parse_args(options)
+    if chosen.verb == "doctor":
+        from userswap.doctor import doctor
+
+        return doctor()
+    if not command:
+        raise UserswapError("no command to run (see userswap run --help)")
+    from userswap.run import Request, run
+
+    return run(Request(chosen.ram, chosen.swap, chosen.stats, chosen.quiet, command))
+
+
+def _split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """The options of `run`, and the command behind them, with or without `--`."""
+    if not words or words[0] != "run":
+        return words, []
+    at = 1
+    while at < len(words) and words[at].startswith("-") and words[at] != "--":
+        at += 2 if words[at] in RUN_OPTIONS_WITH_VALUE else 1
+    return words[:at], words[at + 1 :] if words[at : at + 1] == ["--"] else words[at:]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="userswap", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_run(verbs)
+    verbs.add_parser(
+        "doctor", help="say what this machine can do, and how to fix what it cannot", allow_abbrev=False
+    )
+    return parser
+
+
+def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    run = verbs.add_parser(
+        "run", help="run a program in less memory than it needs", allow_abbrev=False,
+        usage="userswap run [--ram SIZE] [--swap AREA]... [--stats FILE] [--quiet] -- COMMAND [ARG]...",
+        description=RUN_DESCRIPTION, epilog=RUN_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    run.add_argument(
+        "--ram", default="auto", metavar="SIZE",
+        help="how much memory; also N%% of the machine's memory, or auto, the default: "
+        "80%% of the smaller of the cgroup's limit and the memory available",
+    )  # fmt: skip
+    run.add_argument(
+        "--swap", action="append", default=[], metavar="AREA",
+        help="PATH[:SIZE]: a directory, a file or a block device; repeat it for more, the first is used "
+        "first (default: a temporary file in $TMPDIR or /var/tmp)",
+    )  # fmt: skip
+    run.add_argument("--stats", metavar="FILE", help="write the counts of the run to FILE, as JSON")
+    run.add_argument("--quiet", "-q", action="store_true", help="no summary line at the end")

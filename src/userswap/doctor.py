@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What this machine and user can do. `userswap doctor` prints every check; `run` refuses on the same ones."""
+
+import fcntl
+import os
+import struct
+import sys
+from collections.abc import Callable
+
+from userswap import libc, ram
+from userswap.errors import UserswapError, reason
+from userswap.sizes import format_size
+
+UFFD_USER_MODE_ONLY = 1
+USERFAULTFD_IOC_NEW = 0xAA00
+UFFDIO_API = 0xC018AA3F
+UFFD_API = 0xAA
+UFFD_FEATURE_EVENT_FORK = 1 << 1
+UFFD_FEATURE_MOVE = 1 << 16
+PAGEMAP_SCAN = 0xC0606610
+PROCMAP_QUERY = 0xC0686611
+
+CAP_SYS_PTRACE = 19
+
+OK, LESS, FAIL = "ok", "less", "FAIL"
+
+RULE = """echo 'KERNEL=="userfaultfd", MODE="0666"' > /etc/udev/rules.d/90-userfaultfd.rules
+udevadm control --reload && udevadm trigger --name-match=userfaultfd"""
+
+
+class Check:
+    """One line of the table. A check that fails refuses `run`; one that finds less only costs something."""
+
+    __slots__ = ("fix", "found", "meaning", "name", "state")
+
+    def __init__(self, name: str, state: str, found: str, meaning: str = "", fix: str = "") -> None:
+        self.name = name
+        self.state = state
+        self.found = found
+        self.meaning = meaning
+        self.fix = fix
+
+
+def check_machine() -> Check:
+    machine = os.uname()
+    found = f"{machine.sysname} {machine.release} on {machine.machine}"
+    if machine.sysname == "Linux" and machine.machine == "x86_64" and sys.maxsize > 1 << 32:
+        return Check("machine", OK, found)
+    return Check(
+        "machine", FAIL, found, "userswap enters programs on 64-bit x86 Linux only", "use such a machine"
+    )
+
+
+def check_userfaultfd() -> Check:
+    """Which of the three ways opens one, in the order that the engine tries them."""
+    way, fd = open_userfaultfd()
+    if fd is None:
+        return Check(
+            "userfaultfd", FAIL, "cannot be opened",
+            "the kernel lacks it (CONFIG_USERFAULTFD), or this user and container may not",
+            f"as root, once:\n{RULE}",
+        )  # fmt: skip
+    os.close(fd)
+    if way == _USER_MODE:
+        return Check(
+            "userfaultfd", FAIL, way,
+            "a system call on a swapped buffer would fail with EFAULT, which breaks programs",
+            f"as root, once:\n{RULE}\nor: sysctl vm.unprivileged_userfaultfd=1",
+        )  # fmt: skip
+    return Check("userfaultfd", OK, way)
+
+
+def check_move() -> Check:
+    features = userfaultfd_features()
+    if features is not None and features & UFFD_FEATURE_MOVE:
+        return Check("UFFDIO_MOVE", OK, "there")
+    found = "not there" if features is not None else "cannot be asked without userfaultfd"
+    return Check(
+        "UFFDIO_MOVE", FAIL, found, "pages could not be taken out of a program without losing writes to them",
+        "run Linux 6.8 or newer",
+    )  # fmt: skip
+
+
+def check_fork_cover() -> Check:
+    capable = has_capability(CAP_SYS_PTRACE)
+    if capable and userfaultfd_features(UFFD_FEATURE_EVENT_FORK) is not None:
+        return Check("CAP_SYS_PTRACE", OK, "held")
+    found = "held in this user namespace only" if capable else "not held"
+    return Check(
+        "CAP_SYS_PTRACE", FAIL, found,
+        "the child of a fork would read zeros where its parent's memory was swapped",
+        "run as root, or in a container with --cap-add SYS_PTRACE, or under:\n"
+        "capsh --caps='cap_sys_ptrace+eip' --addamb=cap_sys_ptrace -- -c 'userswap run ...' (as root)",
+    )  # fmt: skip
+
+
+def check_ptrace_scope(path: str = "/proc/sys/kernel/yama/ptrace_scope") -> Check:
+    try:
+        with open(path, encoding="ascii") as file:
+            scope = int(file.read())
+    except OSError:
+        return Check("ptrace scope", OK, "no restriction (Yama is not there)")
+    fix = f"sysctl kernel.yama.ptrace_scope=1 (3 stays until a reboot: {path})"
+    if scope >= 3:
+        return Check("ptrace scope", FAIL, f"{scope}: nobody may trace", "no program can be entered", fix)
+    if scope == 2 and not has_capability(CAP_SYS_PTRACE):
+        return Check(
+            "ptrace scope", FAIL, "2: only CAP_SYS_PTRACE may trace", "no program can be entered", fix
+        )
+    meaning = ("any program of this user can be entered", "programs that userswap starts can be entered", "")[
+        scope
+    ]
+    return Check("ptrace scope", OK, str(scope), meaning)
+
+
+def check_ptrace() -> Check:
+    """Seize a child, as the engine does: a seccomp filter or a security module can forbid it."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(write_end)
+        os.read(read_end, 1)  # until the parent closes its end
+        os._exit(0)
+    os.close(read_end)
+    try:
+        libc.ptrace_seize(pid)
+        return Check("ptrace", OK, "a child can be seized")
+    except OSError as error:
+        return Check(
+            "ptrace", FAIL, reason(error), "no program can be entered",
+            "allow ptrace in the seccomp filter or security module of this container (its default allows it)",
+        )  # fmt: skip
+    finally:
+        os.close(write_end)
+        os.waitpid(pid, 0)
+
+
+def check_pagemap_scan() -> Check:
+    return _ioctl_check(
+        "PAGEMAP_SCAN",
+        "/proc/self/pagemap",
+        PAGEMAP_SCAN,
+        96,
+        "resident pages are found a little slower",
+        "6.7",
+    )
+
+
+def check_procmap_query() -> Check:
+    return _ioctl_check(
+        "PROCMAP_QUERY",
+        "/proc/self/maps",
+        PROCMAP_QUERY,
+        104,
+        "mappings are read as text, which is slower",
+        "6.11",
+    )
+
+
+def check_memory() -> Check:
+    total, available = ram.memory_total(), ram.memory_available()
+    return Check("memory", OK, f"{format_size(available)} available of {format_size(total)}")
+
+
+def check_cgroup() -> Check:
+    limit = ram.cgroup_limit()
+    found = "no limit" if limit is None else format_size(limit)
+    return Check("cgroup limit", OK, found, f"--ram auto comes to {format_size(ram.automatic_ram())} now")
+
+
+def check_swap_directory() -> Check:
+    """The default swap area, by opening one."""
+    from userswap import areas
+
+    name = "default swap area"
+    try:
+        directory = areas.default_directory()
+        opened = areas.open_areas([])
+    except UserswapError as error:
+        return Check(
+            name, LESS, str(error).removeprefix("--swap "), "--swap must name a place", "run --swap PATH:SIZE"
+        )
+    areas.abandon_areas(opened)
+    free, size = areas.free_space(directory), opened[0].size_bytes
+    found = f"{format_size(size)} in {directory}, O_DIRECT works"
+    return Check(name, OK, found, f"half of {format_size(free)} free, 1 GiB stays free")
+
+
+# What law 1 rests on: `run` refuses with the first of these that fails.
+NEEDED: tuple[Callable[[], Check], ...] = (
+    check_machine,
+    check_userfaultfd,
+    check_move,
+    check_fork_cover,
+    check_ptrace_scope,
+)
+ALL: tuple[Callable[[], Check], ...] = (
+    *NEEDED,
+    check_ptrace,
+    check_pagemap_scan,
+    check_procmap_query,
+    check_memory,
+    check_cgroup,
+    check_swap_directory,
+)
+
+
+def refuse_unfit_machine() -> None:
+    """Raise UserswapError, in the words of doctor, if programs could not be run safely here."""
+    for look in NEEDED:
+        check = look()
+        if check.state == FAIL:
+            raise UserswapError(
+                f"{check.name}: {check.found}: {check.meaning} (userswap doctor says how to fix it)"
+            )
+
+
+def doctor() -> int:
+    """Print the table. 0 if `run` works here, else 1."""
+    checks = [look() for look in ALL]
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{check.state:<4}  {check.name:<{width}}  {check.found}")
+        margin = " " * (width + 8)
+        if check.meaning:
+            print(f"{margin}{check.meaning}")
+        for number, line in enumerate(check.fix.splitlines()):
+            print(f"{margin}{'fix: ' if number == 0 else '     '}{line}")
+    failed = [check.name for check in checks if check.state == FAIL]
+    print()
+    print(f"userswap run does not work here: {', '.join(failed)}" if failed else "userswap run works here")
+    return 1 if failed else 0
+
+
+_DEVICE = "through /dev/userfaultfd, full mode"
+_SYSCALL = "through the system call, full mode"
+_USER_MODE = "through the system call, user-mode-only"
+
+
+def open_userfaultfd() -> tuple[str, int | None]:
+    """The way that opened a userfaultfd, best first, and its fd; None if none did."""
+    try:
+        device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return _DEVICE, fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
+        finally:
+            os.close(device)
+    except OSError:
+        pass
+    for way, flags in ((_SYSCALL, 0), (_USER_MODE, UFFD_USER_MODE_ONLY)):
+        try:
+            return way, libc.userfaultfd(flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            pass
+    return "", None
+
+
+def userfaultfd_features(asked: int = 0) -> int | None:
+    """The features that the kernel grants along with those asked for; None if it refuses them."""
+    fd = open_userfaultfd()[1]
+    if fd is None:
+        return None
+    message = bytearray(struct.pack("QQQ", UFFD_API, asked, 0))
+    try:
+        fcntl.ioctl(fd, UFFDIO_API, message)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return int(struct.unpack("QQQ", message)[1])
+
+
+def has_capability(number: int) -> bool:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+def _ioctl_check(name: str, path: str, request: int, size: int, without: str, since: str) -> Check:
+    import errno
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return Check(name, LESS, f"{path}: {reason(error)}", without)
+    try:
+        fcntl.ioctl(fd, request, bytearray(struct.pack("Q", size) + bytes(size - 8)))
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EPERM):
+            return Check(name, LESS, "not there", without, f"run Linux {since} or newer")
+    finally:
+        os.close(fd)
+    return Check(name, OK, "there")

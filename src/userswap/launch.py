@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starting the program as the shell would have: its signals, environment and files are those we inherited.
+
+Python itself changes three things at its start, which are undone here: it ignores SIGPIPE and SIGXFSZ,
+it handles SIGINT, and in the C locale it sets LC_CTYPE. Whether SIGPIPE and SIGXFSZ had been ignored by
+our parent cannot be found out any more: the program gets them as default.
+"""
+
+import errno
+import os
+import signal
+
+from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
+
+# What a process can be sent and can survive: all but the unstoppable, the C library's own, its own mistakes.
+FORWARDED = frozenset(
+    set(range(1, 65))
+    - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, 32, 33}
+    - {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+)
+
+
+class Inherited:
+    """What the front process got from its parent, taken before anything is opened. Blocks all FORWARDED."""
+
+    def __init__(self) -> None:
+        self.fds = [fd for fd in _open_fds() if fd > 2 and os.get_inheritable(fd)]
+        _occupy_standard_fds()
+        with open("/proc/self/environ", "rb") as file:
+            entries = [entry.split(b"=", 1) for entry in file.read().split(b"\0") if b"=" in entry]
+        self.environment = {entry[0]: entry[1] for entry in entries}
+        self.child_ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
+
+    def close_fds(self) -> None:
+        """In a process other than the program: no reader of a pipe may wait for us. Standard error stays."""
+        for fd in self.fds:
+            os.close(fd)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+
+
+class Failure(Exception):
+    """The program did not start: a line for the user, and the exit status."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+def fork_program(command: list[str], inherited: Inherited) -> tuple[int, int]:
+    """Fork and exec. Returns the pid and a pipe for `await_exec`."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(read_end)
+            _become(command, inherited, write_end)
+        finally:
+            os._exit(EXIT_OWN_ERROR)
+    os.close(write_end)
+    return pid, read_end
+
+
+def await_exec(name: str, pipe: int) -> None:
+    """Wait until the program runs. Raises Failure if it does not."""
+    with open(pipe, encoding="ascii") as file:
+        words = file.read().split()
+    if not words:
+        return
+    if words[0] == "traced":
+        raise Failure(f"{name}: already traced by process {words[1]}: it cannot be entered", EXIT_OWN_ERROR)
+    number = int(words[1])
+    status = EXIT_NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
+    not_found = number == errno.ENOENT and "/" not in name
+    raise Failure(f"{name}: {'command not found' if not_found else os.strerror(number)}", status)
+
+
+def _become(command: list[str], inherited: Inherited, report: int) -> None:
+    """In the child: never returns if all goes well; else reports why and returns."""
+    for fd in _open_fds():
+        if fd > 2 and fd not in inherited.fds:
+            os.set_inheritable(fd, False)
+    tracer = tracer_of("self")
+    if tracer:
+        os.write(report, f"traced {tracer}".encode())
+        return
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if inherited.child_ignored:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, inherited.mask)
+    number = _exec([os.fsencode(word) for word in command], inherited.environment)
+    os.write(report, f"errno {number}".encode())
+
+
+def _exec(command: list[bytes], environment: dict[bytes, bytes]) -> int:
+    """As execvp(3) does. Returns the errno that a shell would tell."""
+    if not command[0]:
+        return errno.ENOENT
+    told = errno.ENOENT
+    for path in _candidates(command[0], environment):
+        try:
+            os.execve(path, command, environment)
+        except OSError as error:
+            number = error.errno or errno.EINVAL
+        if number == errno.ENOEXEC:  # a script without #!
+            try:
+                os.execve(b"/bin/sh", [b"/bin/sh", path, *command[1:]], environment)
+            except OSError:
+                return number
+        if number not in (errno.ENOENT, errno.ENOTDIR):
+            if number != errno.EACCES:
+                return number
+            told = number
+        elif b"/" in command[0]:
+            told = number
+    return told
+
+
+def _candidates(name: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
+    if b"/" in name:
+        return [name]
+    search = environment.get(b"PATH", b"/bin:/usr/bin")
+    return [os.path.join(directory, name) if directory else name for directory in search.split(b":")]
+
+
+def tracer_of(pid: int | str) -> int:
+    """The pid of the process that traces this one, 0 if none does."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("TracerPid:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _open_fds() -> list[int]:
+    fds = [int(name) for name in os.listdir("/proc/self/fd")]
+    return [fd for fd in fds if _is_open(fd)]  # not the one of the listing itself
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _occupy_standard_fds() -> None:
+    """If 0, 1 or 2 came closed, nothing of ours may land there; the program finds them closed again."""
+    while not all(_is_open(fd) for fd in range(3)):
+        os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The counts of a run: their names and meaning, the line at the end, the file of `--stats`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from userswap.errors import UserswapError, reason
+from userswap.sizes import format_size
+
+PAGE_BYTES = 4096
+
+# In the order of the life of a page. docs/statistics.md says the same to users; a test compares them.
+FIELDS = {
+    "wall_seconds": "time from the start of the program to its end, in seconds",
+    "ram_limit_bytes": "what --ram came to",
+    "peak_resident_bytes": "the most memory that the process tree and the engine had together",
+    "processes_attached": "processes that the engine entered",
+    "pages_evicted": "pages taken out of a process",
+    "evict_refused_pinned": "pages that could not be taken out, since the kernel or a device held them",
+    "pages_filled": "evicted pages of one repeated word, such as zeros: never written, in no swap area",
+    "pages_discarded": "evicted pages that the program gave back before they were written",
+    "faults": "accesses to an evicted page, each answered by the engine",
+    "faults_from_memory": "faults answered without reading a swap area",
+    "pages_in": "pages brought back, by a fault or beside one",
+    "pages_readahead": "pages brought back before they were asked for",
+    "pages_readahead_used": "pages of readahead that the program then used",
+    "swap_peak_bytes": "the most that the swap areas held at once",
+    "store_bytes_written": "bytes written to swap areas",
+    "store_writes": "writes to swap areas",
+    "store_bytes_read": "bytes read from swap areas",
+    "store_reads": "reads from swap areas",
+    "processes_left_alone": "a list of the processes that the engine could not enter: pid, name, why",
+}
+
+Counts = Mapping[str, int | float]
+LeftAlone = Sequence[tuple[int, str, str]]
+
+
+def summary(counts: Counts, left_alone: LeftAlone) -> str:
+    """The line at the end of a run, without `userswap: `."""
+    line = (
+        f"{counts.get('wall_seconds', 0):.1f} s, peak {_bytes(counts, 'peak_resident_bytes')} "
+        f"of {_bytes(counts, 'ram_limit_bytes')}"
+    )
+    if counts.get("pages_evicted", 0):
+        line += (
+            f"; out {_pages(counts, 'pages_evicted')} ({_pages(counts, 'pages_filled')} one word)"
+            f", in {_pages(counts, 'pages_in')} by {int(counts.get('faults', 0))} faults"
+            f"; swap peak {_bytes(counts, 'swap_peak_bytes')}"
+            f", written {_bytes(counts, 'store_bytes_written')}, read {_bytes(counts, 'store_bytes_read')}"
+        )
+    else:
+        line += "; nothing was swapped"
+    if left_alone:
+        line += "; left alone: " + ", ".join(f"{name} ({pid}, {why})" for pid, name, why in left_alone)
+    return line
+
+
+def check_writable(path: str) -> str:
+    """Where the statistics will be written, as an absolute path. Raises UserswapError if they cannot be."""
+    path = os.path.realpath(path)
+    directory = os.path.dirname(path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserswapError(f"--stats {path}: not a regular file")
+    if not os.path.isdir(directory):
+        raise UserswapError(f"--stats {path}: {directory} is not a directory")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UserswapError(f"--stats {path}: {directory} cannot be written")
+    return path
+
+
+def write(path: str, counts: Counts, left_alone: LeftAlone) -> None:
+    """Write the JSON at once or not at all. Raises UserswapError."""
+    import json
+
+    document: dict[str, object] = {name: counts.get(name, 0) for name in FIELDS}
+    document.update(counts)
+    document["processes_left_alone"] = [
+        {"pid": pid, "name": name, "why": why} for pid, name, why in left_alone
+    ]
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=2)
+            file.write("\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise UserswapError(f"--stats {path}: {reason(error)}") from error
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def _bytes(counts: Counts, name: str) -> str:
+    return format_size(int(counts.get(name, 0)))
+
+
+def _pages(counts: Counts, name: str) -> str:
+    return format_size(int(counts.get(name, 0)) * PAGE_BYTES)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The engine process: parent of the program, home of the engine.
+
+    shell -> front process -> engine process -> program -> ...
+
+It has a session of its own, so that no key stops or kills it, and yet it is the program's parent, which the
+narrower ptrace scope asks for. The program was forked before that and stays in the session and
+process group of the front process. As a subreaper, the engine process has a living child as long as
+any process of the tree lives; so it knows when it may go.
+"""
+
+import os
+import select
+import signal
+from collections.abc import Sequence
+
+from userswap import launch, libc, statistics, tree
+from userswap.areas import Area, abandon_areas, release_areas
+from userswap.channel import Channel
+from userswap.errors import EXIT_OWN_ERROR, UserswapError
+from userswap.front import complain
+
+# Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from userswap.engine import Engine
+
+HELPER_NAME = "userswap-helper"
+
+
+class Supervisor:
+    """Runs in the engine process, its signals blocked, until the last process of the tree has ended."""
+
+    def __init__(self, channel: Channel, areas: Sequence[Area], stats_path: str | None, quiet: bool) -> None:
+        self._channel: Channel | None = channel
+        self._areas = areas
+        self._stats_path = stats_path
+        self._quiet = quiet
+        self._program = 0
+        self._status: int | None = None  # the program's exit status, once it has ended
+        self._told = False  # the front process knows it
+        self._poller = select.poll()
+
+    def run(self, ram_limit_bytes: int, command: list[str], inherited: launch.Inherited) -> None:
+        """Whatever happens, the front process is told an exit status, and nothing of the tree is left."""
+        try:
+            self._run(ram_limit_bytes, command, inherited)
+        except launch.Failure as failure:
+            self._end(str(failure), failure.status)
+        except Exception as error:
+            # EngineError, and any mistake of ours: the tree must not go on without its engine.
+            own = type(error).__name__ == "EngineError" or isinstance(error, UserswapError)
+            self._end(
+                str(error) if own else f"internal error: {type(error).__name__}: {error}", EXIT_OWN_ERROR
+            )
+
+    def _run(self, ram_limit_bytes: int, command: list[str], inherited: launch.Inherited) -> None:
+        libc.become_subreaper()
+        engine = self._make_engine(ram_limit_bytes)
+        self._program, pipe = launch.fork_program(command, inherited)
+        self._leave_terminal()
+        inherited.close_fds()
+        launch.await_exec(command[0], pipe)
+        for area in self._areas:
+            area.created_path = None
+        self._introduce_program()
+        engine.watch(self._program)
+        self._serve(engine)
+
+    def _make_engine(self, ram_limit_bytes: int) -> "Engine":
+        from userswap.engine import Engine
+
+        return Engine(ram_limit_bytes, [(area.fd, area.size_bytes) for area in self._areas], os.getppid())
+
+    def _leave_terminal(self) -> None:
+        os.setsid()
+        libc.set_name("userswap-engine")
+        for number in launch.FORWARDED:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
+
+    def _introduce_program(self) -> None:
+        fd = os.pidfd_open(self._program)
+        self._send(f"program {self._program}", [fd])
+        os.close(fd)
+
+    def _serve(self, engine: "Engine") -> None:
+        signals = libc.signalfd({signal.SIGCHLD})
+        self._poller.register(engine.fileno(), select.POLLIN)
+        self._poller.register(signals, select.POLLIN)
+        self._watch_channel()
+        while True:
+            _drain(signals)
+            engine.control()
+            self._pass_on_keeps(engine)
+            self._reap()
+            self._read_channel()
+            if self._status is not None:
+                if self._tree_is_over(engine):
+                    self._end_well(engine)
+                    return
+                if not self._told:
+                    self._tell(engine, "staying")
+                    self._let_go()
+            self._poller.poll()
+
+    def _pass_on_keeps(self, engine: "Engine") -> None:
+        for key, fd in engine.keep():
+            self._send(f"hold {key}", [fd])
+        for key in engine.dropped():
+            self._send(f"release {key}")
+
+    def _reap(self) -> None:
+        while True:
+            changed = tree.reap(os.WUNTRACED | os.WCONTINUED)
+            if changed is None:
+                return
+            pid, status = changed
+            if pid == self._program:
+                self._note_program(status)
+
+    def _note_program(self, status: int) -> None:
+        if os.WIFSTOPPED(status):
+            if status >> 16 == 0:  # a real stop, not one of ptrace
+                self._send(f"stopped {os.WSTOPSIG(status)}")
+        elif os.WIFCONTINUED(status):
+            self._continue_front()
+        else:
+            code = os.waitstatus_to_exitcode(status)
+            self._status = code if code >= 0 else 128 - code
+
+    def _continue_front(self) -> None:
+        """The front process stopped with the program; who continued the program may not have told it."""
+        if self._channel is not None:
+            front = tree.look_at(os.getppid())
+            if front is not None and front.state == "T":
+                os.kill(front.pid, signal.SIGCONT)
+
+    def _tree_is_over(self, engine: "Engine") -> bool:
+        if engine.tree_alive():
+            return False
+        alive = [process for process in tree.descendants(os.getpid()) if process.state != "Z"]
+        return all(process.name == HELPER_NAME for process in alive)
+
+    def _end_well(self, engine: "Engine") -> None:
+        if not self._told:
+            self._report(engine)
+        engine.close()
+        tree.kill_descendants()  # helpers that outlived their processes
+        release_areas(self._areas)
+        if not self._told:
+            self._send(f"exit {self._status} over")
+            self._told = True
+        self._flush_at_end()
+
+    def _tell(self, engine: "Engine", how: str) -> None:
+        self._report(engine)
+        self._send(f"exit {self._status} {how}")
+        self._told = True
+
+    def _report(self, engine: "Engine") -> None:
+        counts, left_alone = engine.statistics(), engine.left_alone()
+        if not self._quiet:
+            complain(statistics.summary(counts, left_alone))
+        if self._stats_path is not None:
+            try:
+                statistics.write(self._stats_path, counts, left_alone)
+            except UserswapError as error:
+                complain(str(error))
+
+    def _let_go(self) -> None:
+        """The program has ended, some of its children live on: nobody may wait for us meanwhile."""
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, 2)
+        os.close(null)
+        os.chdir("/")
+
+    def _end(self, line: str, status: int) -> None:
+        """End in failure, with the tree."""
+        tree.kill_descendants()
+        if self._told:
+            _log(line)
+        else:
+            complain(line)
+            if self._status is None and self._areas:
+                _clear(self._areas)
+            self._send(f"exit {status} over")
+        self._flush_at_end()
+
+    def _send(self, words: str, fds: Sequence[int] = ()) -> None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(words, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            self._lose_front()
+        else:
+            self._watch_channel()
+
+    def _read_channel(self) -> None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.flush()
+        except (BrokenPipeError, ConnectionResetError):
+            self._lose_front()
+            return
+        message = self._channel.receive()
+        if message is not None and not message[0]:
+            self._lose_front()
+        else:
+            self._watch_channel()
+
+    def _watch_channel(self) -> None:
+        if self._channel is not None:
+            writing = select.POLLOUT if self._channel.waiting else 0
+            self._poller.register(self._channel, select.POLLIN | writing)
+
+    def _lose_front(self) -> None:
+        """The front process is gone: killed, or done. The program goes on without it."""
+        if self._channel is not None:
+            self._poller.unregister(self._channel)
+            self._channel.close()
+            self._channel = None
+
+    def _flush_at_end(self) -> None:
+        while self._channel is not None and self._channel.waiting:
+            self._read_channel()
+            if self._channel is not None and self._channel.waiting:
+                self._poller.poll()
+
+
+def _clear(areas: Sequence[Area]) -> None:
+    if any(area.created_path is not None for area in areas):
+        abandon_areas(areas)
+    else:
+        release_areas(areas)
+
+
+def _drain(fd: int) -> None:
+    try:
+        while os.read(fd, 16 * libc.SIGNALFD_RECORD_BYTES):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def _log(line: str) -> None:
+    import syslog
+
+    syslog.openlog("userswap", syslog.LOG_PID)
+    syslog.syslog(syslog.LOG_ERR, line)
