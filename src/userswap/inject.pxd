@@ -54,12 +54,12 @@ cdef struct Helper:
 
 # Put a helper into `target` (a process, not a thread), open a userfaultfd in it and give it `uffd_features`.
 # 0 or -errno; on failure nothing stays behind and `out` is as it was. Waits for at most some seconds.
-#   -ESRCH    gone, or a zombie             -EPERM    another user's, not dumpable, Yama, or no full userfaultfd
+#   -ESRCH    gone, or a zombie             -EPERM    another user's, Yama, no full userfaultfd
 #   -EBUSY    traced by someone else        -ENOEXEC  runs 32-bit code
 #   -EAGAIN   no thread could be stopped in time, or clone was refused (a process limit)
-#   -EACCES   a strict seccomp sandbox      -EINVAL   the kernel lacks one of `uffd_features`
-# No other thread of the caller may be in a wait for any child, or for the target, in the meantime: it would
-# be told of our stops. Watch programs by pidfd, and reap them once they are dead.
+#   -EACCES   a sandbox or a rule against new code      -EINVAL   no such `uffd_features` here
+# No other thread of the caller may wait for any child, or for the target, in the meantime: it would be told
+# of our stops. Watch programs by pidfd, and reap them once they are dead.
 cdef int helper_inject(pid_t target, uint64_t uffd_features, uint64_t staging_length,
                        Helper *out) noexcept nogil
 

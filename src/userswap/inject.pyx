@@ -50,8 +50,9 @@ cdef extern from *:
     #include <unistd.h>
     #include "uapi.h"
     """
-    const int SYS_clone, SYS_close, SYS_close_range, SYS_dup3, SYS_ftruncate, SYS_futex, SYS_ioctl
-    const int SYS_madvise, SYS_memfd_create, SYS_mmap, SYS_munlock, SYS_munmap, SYS_pidfd_getfd, SYS_pidfd_open
+    const int SYS_clone, SYS_chdir, SYS_close, SYS_close_range, SYS_dup3, SYS_ftruncate, SYS_futex, SYS_ioctl
+    const int SYS_madvise, SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munlock, SYS_munmap, SYS_pidfd_getfd
+    const int SYS_pidfd_open
     const int SYS_pidfd_send_signal, SYS_prctl, SYS_recvmsg, SYS_setsid, SYS_socketpair, SYS_userfaultfd
     const int SYS_accept, SYS_accept4, SYS_connect, SYS_epoll_wait, SYS_epoll_pwait, SYS_io_getevents
     const int SYS_io_pgetevents, SYS_io_uring_enter, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmmsg
@@ -76,6 +77,7 @@ cdef extern from *:
         pass
     int sigfillset(sigset_t *mask) nogil
     int kill(pid_t pid, int signal) nogil
+    pid_t getpid() nogil
     ctypedef unsigned long pthread_t
     int pthread_create(pthread_t *thread, void *attributes, void *(*run)(void *) noexcept nogil, void *) nogil
     int pthread_join(pthread_t thread, void **result) nogil
@@ -168,6 +170,7 @@ cdef enum:
     ERESTARTNOINTR = 513                # the kernel's own: seen by tracers only
     ALL_SIGNALS_SIZE = 8
     CANDIDATES = 16
+    O_SUSPEND_SECCOMP = 1 << 21         # PTRACE_O_SUSPEND_SECCOMP, for CAP_SYS_ADMIN
     SYSCALL_USER_DISPATCH_GET = 0x4210  # PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, Linux 6.4
     # A runnable thread stops within a scheduling delay. One that has not by then is in an uninterruptible
     # sleep, and another thread is the better choice.
@@ -181,6 +184,7 @@ cdef struct Tracee:
     uint64_t instruction                # of a `syscall`, anywhere in its memory
     user_regs_struct registers          # as they were when it stopped
     uint64_t mask                       # likewise
+    uint64_t options                    # of ptrace, beyond those that every tracee gets
 
 cdef struct Candidate:
     pid_t tid
@@ -305,6 +309,7 @@ cdef uint64_t syscall_in_text(pid_t pid) noexcept nogil:
 
 
 cdef int locate_syscall(pid_t pid, uint64_t *found) noexcept nogil:
+    """By any thread's number that is alive: the first one's need not be."""
     cdef uint64_t vdso = vdso_of(pid)
     found[0] = find_syscall(pid, vdso, vdso + 2 * PAGE) if vdso != 0 else 0
     if found[0] == 0:
@@ -526,6 +531,22 @@ cdef bint dispatches_syscalls(pid_t tid) noexcept nogil:
     return ptrace(<int>SYSCALL_USER_DISPATCH_GET, tid, <void *>sizeof(config), config) == 0 and config[0] != 0
 
 
+cdef uint64_t seccomp_option(pid_t target, pid_t tid) noexcept nogil:
+    """A program that sandboxed itself may be killed for a clone of ours. Where it only has the filters that
+    we live under too (a container's) that is not to be feared."""
+    cdef pid_t self = getpid()
+    cdef int64_t filters = status_field(target, tid, b"\nSeccomp_filters:", 10)
+    cdef bint strict = status_field(target, tid, b"\nSeccomp:", 10) == 1
+    return O_SUSPEND_SECCOMP if strict or filters > status_field(self, self, b"\nSeccomp_filters:", 10) else 0
+
+
+cdef int set_options(Tracee *tracee, uint64_t more) noexcept nogil:
+    more |= PTRACE_O_TRACESYSGOOD | tracee.options
+    if ptrace(PTRACE_SETOPTIONS, tracee.tid, NULL, <void *>more) == 0:
+        return 0
+    return -EACCES if tracee.options != 0 and errno != ESRCH else -errno
+
+
 cdef int prepare_victim(Tracee *victim) noexcept nogil:
     """Keep what has to be put back, and block all signals: a pending one would make clone give up."""
     cdef uint64_t all_signals = ~<uint64_t>0
@@ -540,9 +561,7 @@ cdef int prepare_victim(Tracee *victim) noexcept nogil:
     if ptrace(PTRACE_SETSIGMASK, victim.tid, <void *>ALL_SIGNALS_SIZE, &all_signals) < 0:
         return -errno
     # Only now: from the first option on, whatever the thread clones would be stopped for us too.
-    if ptrace(PTRACE_SETOPTIONS, victim.tid, NULL, <void *>(PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD)) < 0:
-        return -errno
-    return 0
+    return set_options(victim, PTRACE_O_TRACECLONE)
 
 
 cdef int clone_victim(Tracee *victim, pid_t *child) noexcept nogil:
@@ -654,8 +673,9 @@ cdef int first_stop(Tracee *child) noexcept nogil:
     cdef int stop, rc = await_stop(child.tid, &stop)
     if rc < 0:
         return rc
-    if ptrace(PTRACE_SETOPTIONS, child.tid, NULL, <void *>(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL)) < 0:
-        return -errno
+    rc = set_options(child, PTRACE_O_EXITKILL)
+    if rc < 0:
+        return rc
     return 0 if ptrace(PTRACE_GETREGS, child.tid, NULL, &child.registers) == 0 else -errno
 
 
@@ -666,7 +686,10 @@ cdef int64_t map_part(Tracee *child, uint64_t start, uint64_t length, int protec
 
 cdef int reserve_region(Tracee *child, uint64_t staging_length, Region *region) noexcept nogil:
     """One mapping that nobody can use, with our parts inside: code, stack, mailbox, staging. What remains at
-    its ends keeps the kernel from merging our parts with the program's. Staging is aligned for huge pages."""
+    its ends keeps the kernel from merging our parts with the program's. Staging is aligned for huge pages.
+
+    The program may have asked that all its memory be locked (mlockall). Unlocked while it can not be used,
+    the area is never populated; and MOVE takes no page from unlocked to locked memory."""
     cdef uint64_t head = 3 * PAGE + USERSWAP_MAILBOX_SIZE
     cdef uint64_t alignment = HUGE_PAGE if staging_length >= HUGE_PAGE else PAGE
     cdef int64_t start
@@ -680,31 +703,27 @@ cdef int reserve_region(Tracee *child, uint64_t staging_length, Region *region) 
     region.mailbox = region.staging - USERSWAP_MAILBOX_SIZE
     region.stack = region.mailbox - PAGE
     region.code = region.stack - PAGE
-    return 0
+    return <int>remote_call(child, SYS_munlock, region.start, region.length)
 
 
 cdef int fill_region(Tracee *child, Region *region) noexcept nogil:
-    """All but the mailbox."""
-    cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-    if map_part(child, region.code, PAGE, PROT_READ | PROT_EXEC, flags, -1) < 0:
+    """All but the mailbox. The code is mapped anew, as a right to execute can often not be added."""
+    cdef int usable = PROT_READ | PROT_WRITE
+    cdef int fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+    if map_part(child, region.code, PAGE, PROT_READ | PROT_EXEC, fixed, -1) < 0:
         return -EACCES      # a rule against new code, as SELinux has
-    if map_part(child, region.stack, PAGE, PROT_READ | PROT_WRITE, flags, -1) < 0:
+    if remote_call(child, SYS_mprotect, region.stack, PAGE, usable) < 0:
         return -ENOMEM
-    if map_part(child, region.staging, region.staging_length, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE,
-                -1) < 0:
+    if remote_call(child, SYS_mprotect, region.staging, region.staging_length, usable) < 0:
         return -ENOMEM
+    remote_call(child, SYS_madvise, region.staging, region.staging_length, MADV_NOHUGEPAGE)
     return write_memory(child.tid, region.code, userswap_helper_code(), userswap_helper_code_length())
 
 
 cdef int shield_region(Tracee *child, Region *region) noexcept nogil:
-    """Not for the program's children, and not locked, though it may have asked for that of all its memory
-    (mlockall): MOVE takes no page from unlocked to locked memory."""
+    """Not for the program's children; and not locked, the parts that were mapped since included."""
     cdef int rc = <int>remote_call(child, SYS_madvise, region.start, region.length, MADV_DONTFORK)
-    if rc == 0:
-        rc = <int>remote_call(child, SYS_munlock, region.start, region.length)
-    if rc == 0:
-        remote_call(child, SYS_madvise, region.staging, region.staging_length, MADV_NOHUGEPAGE)
-    return rc
+    return rc if rc < 0 else <int>remote_call(child, SYS_munlock, region.start, region.length)
 
 
 cdef int cut_loose(Tracee *child) noexcept nogil:
@@ -723,10 +742,15 @@ cdef int place_fd(Tracee *child, int fd, int number) noexcept nogil:
 
 
 cdef int name_child(Tracee *child, uint64_t scratch) noexcept nogil:
+    """And out of the program's directory, which somebody may want to unmount. `scratch` keeps the name."""
     cdef char name[16]
     memset(name, 0, sizeof(name))
-    memcpy(name, b"userswap-helper", 15)
+    name[0] = b"/"[0]
     cdef int rc = write_memory(child.tid, scratch, name, sizeof(name))
+    if rc == 0:
+        remote_call(child, SYS_chdir, scratch)
+        memcpy(name, b"userswap-helper", 15)
+        rc = write_memory(child.tid, scratch, name, sizeof(name))
     if rc == 0:
         rc = <int>remote_call(child, SYS_prctl, PR_SET_NAME, scratch)
     return rc
@@ -748,9 +772,12 @@ cdef int make_mailbox(Tracee *child, Region *region, int pidfd, userswap_mailbox
     fd = <int>take_fd(pidfd, fd)
     if fd < 0:
         return fd
-    mailbox[0] = <userswap_mailbox *>mmap(NULL, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    cdef void *mapped = mmap(NULL, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
     close(fd)
-    return -ENOMEM if <void *>mailbox[0] == MAP_FAILED else 0
+    if mapped == MAP_FAILED:
+        return -ENOMEM
+    mailbox[0] = <userswap_mailbox *>mapped
+    return 0
 
 
 cdef int take_fd(int pidfd, int number) noexcept nogil:
@@ -808,7 +835,8 @@ cdef int receive_rights(Tracee *child, int socket, uint64_t scratch) noexcept no
 cdef int send_fd(Tracee *child, int pidfd, int fd, uint64_t scratch) noexcept nogil:
     """Give the child an fd of ours, through a pair of sockets that it makes and we take one of."""
     cdef int pair[2]
-    cdef int socket, rc = <int>remote_call(child, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, scratch)
+    cdef int socket, rc
+    rc = <int>remote_call(child, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, scratch)
     if rc < 0:
         return rc
     if read_memory(child.tid, scratch, pair, sizeof(pair)) != sizeof(pair):
@@ -911,7 +939,22 @@ cdef int furnish(Job *job, Tracee *child, Region *region) noexcept nogil:
     if rc == 0:
         describe(helper, region)
         rc = set_off(child, region)
+    if rc == 0:
+        rc = try_out(helper)
     return rc
+
+
+cdef int try_out(Helper *helper) noexcept nogil:
+    """The calls that it will live by, once, before any page depends on it: a sandbox may forbid them."""
+    helper.mailbox.request = USERSWAP_DROP
+    helper.mailbox.count = 1
+    helper.mailbox.items[0].src = helper.staging
+    helper.mailbox.items[0].len = helper.staging_length
+    if helper_call(helper) < 0 or helper.mailbox.items[0].result != 0:
+        return -EACCES
+    helper.mailbox.count = 0
+    helper.mailbox.request = USERSWAP_NOTHING
+    return 0
 
 
 cdef int make_helper(Job *job, Tracee *child) noexcept nogil:
@@ -926,21 +969,23 @@ cdef int make_helper(Job *job, Tracee *child) noexcept nogil:
         rc = reserve_region(child, job.staging_length, &region) if job.helper.pidfd >= 0 else -errno
     if rc == 0:
         rc = furnish(job, child, &region)
-    if rc < 0 and region.start != 0:
+    if rc < 0 and region.start != 0:    # of no effect if it has run already
         remote_call(child, SYS_munmap, region.start, region.length)
     return rc
 
 
 cdef int inject(Job *job) noexcept nogil:
     cdef Tracee victim, child
-    cdef int i, rc = -EAGAIN
-    memset(&child, 0, sizeof(child))
-    if status_field(job.helper.target, job.helper.target, b"\nSeccomp:", 10) == 1:
-        return -EACCES
-    rc = locate_syscall(job.helper.target, &victim.instruction)
+    cdef Candidate best[CANDIDATES]
+    cdef int _, rc = choose_threads(job.helper.target, best)
     if rc < 0:
         return rc
-    for i in range(ATTEMPTS):
+    memset(&child, 0, sizeof(child))
+    victim.options = seccomp_option(job.helper.target, best[0].tid)
+    rc = locate_syscall(best[0].tid, &victim.instruction)
+    if rc < 0:
+        return rc
+    for _ in range(ATTEMPTS):
         rc = clone_in_any(job, &victim, &child.tid)
         if rc != -ERESTARTNOINTR:
             break
@@ -949,6 +994,7 @@ cdef int inject(Job *job) noexcept nogil:
     if child.tid == 0:
         return -EAGAIN if rc == -ERESTARTNOINTR else rc
     child.instruction = victim.instruction
+    child.options = victim.options
     return make_helper(job, &child)
 
 
@@ -1090,7 +1136,7 @@ cdef void close_if_open(int *fd) noexcept nogil:
 
 
 cdef void let_go(Helper *helper) noexcept nogil:
-    if helper.mailbox != NULL and <void *>helper.mailbox != MAP_FAILED:
+    if helper.mailbox != NULL:
         munmap(helper.mailbox, USERSWAP_MAILBOX_SIZE)
     helper.mailbox = NULL
     close_if_open(&helper.pidfd)

@@ -2,7 +2,7 @@
 """A door for tests to the engine's way in. The product does not use it."""
 import os
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from userswap.inject cimport (
     Helper, USERSWAP_DROP, USERSWAP_EXIT, USERSWAP_MADVISE, USERSWAP_MOVE, USERSWAP_NOTHING,
@@ -53,8 +53,8 @@ cdef class Attached:
         """Nanoseconds of each of `rounds` calls of the request that is in the mailbox."""
         import time
         cdef list times = []
-        cdef int i
-        for i in range(rounds):
+        cdef int _
+        for _ in range(rounds):
             start = time.perf_counter_ns()
             with nogil:
                 helper_call(&self.helper)
