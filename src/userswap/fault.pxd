@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Faults: the threads that answer them, and the events that come on the same descriptors."""
+
+from libc.stdint cimport uint64_t
+
+from userswap.mm cimport Engine, Mm, Worker
+
+cdef int workers_start(Engine *engine) noexcept nogil
+cdef void workers_stop(Engine *engine) noexcept nogil
+cdef void mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The limit: how much memory is in use, who may take more, who must wait.
+
+    0 ......... near ................ low ......... high ......... limit
+                 |                     |              |
+                 programs are entered  evictor works  faults wait
+
+What is in use is sampled by the monitor, and between two samples known from what the engine itself put in
+place and evicted. Above `high` only memory can grow that the engine has not registered yet: what a program
+maps anew and touches until the monitor has seen it, a millisecond or two later. The distance from high to
+limit is for that; the one from low to high lets the evictor work ahead of need.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from userswap.mm cimport engine_stop
+from userswap.system cimport (
+    add_i64,
+    add_u32,
+    load_i64,
+    load_u32,
+    store_i64,
+    sys_futex_wait,
+    sys_futex_wake,
+    sys_now_us,
+)
+from userswap.types cimport BLOCK_PAGES
+
+cdef enum:
+    STUCK_US = 20000000     # faults that wait for so long without any eviction will wait for ever
+
+
+cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil:
+    cdef int64_t reserve = max(pages // 32, <int64_t>3 * BLOCK_PAGES)
+    engine.limit = pages
+    engine.high = pages - reserve
+    engine.low = engine.high - max(pages // 64, <int64_t>3 * BLOCK_PAGES)
+
+
+cdef int64_t limit_least(Engine *engine) noexcept nogil:
+    """The least limit, in pages, that there is work in: the engine's own memory at most, and as much again."""
+    return 64 << 8
+
+
+cdef bint limit_near(Engine *engine) noexcept nogil:
+    """Whether the programs must be entered now, so that it is done before the limit is reached."""
+    return load_i64(&engine.resident) > engine.low - max(engine.limit // 8, min(<int64_t>12288, engine.limit // 3))
+
+
+cdef int64_t room_left(Engine *engine) noexcept nogil:
+    """Pages that may be put in place now; may be negative."""
+    return engine.high - load_i64(&engine.resident)
+
+
+cdef void room_take(Engine *engine, int64_t pages) noexcept nogil:
+    cdef int64_t resident = add_i64(&engine.resident, pages)
+    add_i64(&engine.granted, pages)
+    if resident > engine.low:
+        add_u32(&engine.evict_wanted, 1)
+        sys_futex_wake(&engine.evict_wanted)
+
+
+cdef void room_give(Engine *engine, int64_t pages) noexcept nogil:
+    add_i64(&engine.resident, -pages)
+    add_i64(&engine.dropped, pages)
+    engine.progress_at = sys_now_us()
+    add_u32(&engine.room_changed, 1)
+    if load_u32(&engine.room_waiters) > 0:
+        sys_futex_wake(&engine.room_changed)
+
+
+cdef void room_wait(Engine *engine) noexcept nogil:
+    """Returns when a page may be put in place. Call without locks: the evictor needs them."""
+    cdef uint32_t seen
+    cdef uint64_t since = 0
+    while room_left(engine) < 1 and not engine.stopping:
+        if since == 0:
+            since = sys_now_us()
+            add_i64(&engine.counters.limit_waits, 1)
+        seen = load_u32(&engine.room_changed)
+        add_u32(&engine.room_waiters, 1)
+        add_u32(&engine.evict_wanted, 1)
+        sys_futex_wake(&engine.evict_wanted)
+        if room_left(engine) < 1:
+            sys_futex_wait(&engine.room_changed, seen, 100000)
+        add_u32(&engine.room_waiters, <uint32_t>-1)
+        if sys_now_us() - max(since, engine.progress_at) > STUCK_US:
+            engine_stop(engine, b"the memory in use cannot be brought under the limit: MiB that cannot be evicted",
+                        load_i64(&engine.resident) >> 8)
+
+
+cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted, int64_t dropped) noexcept nogil:
+    """Takes a sample of what is in use; `granted` and `dropped` are the engine's as they were before it."""
+    cdef int64_t before = load_i64(&engine.resident)
+    cdef int64_t now = pages + load_i64(&engine.granted) - granted
+    store_i64(&engine.resident, now)
+    if pages > engine.resident_peak:
+        engine.resident_peak = pages
+    if now > engine.low:
+        add_u32(&engine.evict_wanted, 1)
+        sys_futex_wake(&engine.evict_wanted)
+    if now < before and load_u32(&engine.room_waiters) > 0:
+        add_u32(&engine.room_changed, 1)
+        sys_futex_wake(&engine.room_changed)

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Mappings: which of a program's memory the engine takes into its care."""
+
+from userswap.mm cimport Engine, Mm
+
+cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil

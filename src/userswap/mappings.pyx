@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Mappings: which of a program's memory the engine takes into its care.
+
+Private anonymous memory is, whatever its protection is now: pages cannot be moved out of a mapping that is not
+writable or is locked (the kernel says so), but its first touches count, and its protection may change.
+Everything else (files, shared memory, huge pages of hugetlbfs, the main stack) stays the kernel's.
+
+A mapping is registered and then looked at for present pages, both under Mm.lock. An event of the program that
+comes in between stays unread until we are done, and its maker waits, so what we mark PRESENT is present or is
+given back by an event that we read later.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport strncmp
+
+from userswap.mm cimport engine_stop, range_add, range_end
+from userswap.pagetable cimport table_get, table_set
+from userswap.system cimport (
+    PROCMAP_QUERY_FILE_BACKED_VMA,
+    PROCMAP_QUERY_VMA_SHARED,
+    page_region,
+    procmap_query,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_next_mapping,
+    sys_now_us,
+    sys_pagemap_present,
+    sys_uffd_register,
+)
+from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, present_value
+
+cdef enum:
+    REGIONS = 64
+    LEAST_BYTES = 65536         # smaller mappings are not worth a system call
+    USER_END_SHIFT = 47
+    QUIET_US = 100000           # after EVENT_REMOVE, until what it removed is gone
+
+
+cdef bint _ours(Mm *mm, procmap_query *mapping) noexcept nogil:
+    cdef int at
+    for at in range(4):
+        if mapping.vma_start < mm.helper.own_end[at] and mm.helper.own_start[at] < mapping.vma_end:
+            return True
+    return False
+
+
+cdef bint _eligible(Mm *mm, procmap_query *mapping, const char *name) noexcept nogil:
+    if mapping.vma_flags & (PROCMAP_QUERY_VMA_SHARED | PROCMAP_QUERY_FILE_BACKED_VMA):
+        return False
+    if mapping.vma_page_size != PAGE_BYTES or mapping.vma_end - mapping.vma_start < LEAST_BYTES:
+        return False
+    if name[0] == c'[' and strncmp(name, b"[heap", 5) != 0 and strncmp(name, b"[anon", 5) != 0:
+        return False
+    return not _ours(mm, mapping)
+
+
+cdef bint _covered(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    return range_end(mm, start) >= end
+
+
+cdef void _mark_present(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    """Marks what is present in [start, end), in bytes, and was not known."""
+    cdef page_region regions[64]
+    cdef uint64_t at = start
+    cdef uint64_t page
+    cdef long count, region
+    while at < end:
+        count = sys_pagemap_present(mm.pagemap, &at, end, regions, REGIONS)
+        if count < 0:
+            return
+        for region in range(count):
+            for page in range(regions[region].start >> PAGE_SHIFT, regions[region].end >> PAGE_SHIFT):
+                if table_get(mm.table, page) != 0:
+                    continue
+                if table_set(mm.table, page, present_value(AGE_READAHEAD, 0)) != 0:
+                    engine_stop(engine, b"no memory for a page table", 0)
+                    return
+                mm.present += 1
+
+
+cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nogil:
+    cdef uint64_t start = mapping.vma_start
+    cdef uint64_t end = mapping.vma_end
+    if sys_uffd_register(mm.uffd, start, end - start) != 0:
+        return
+    range_add(mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+    _mark_present(engine, mm, start, end)
+
+
+cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
+    """Registers the mappings that are not yet. Returns how many there were.
+
+    A mapping of which a part is known already has been registered all the time, so that its rest may hold pages
+    which an event has removed from our table but the kernel not yet from the mapping: it waits for quiet."""
+    cdef procmap_query mapping
+    cdef char name[32]
+    cdef uint64_t at = 0
+    cdef int registered = 0
+    cdef bint again = False
+    mm.rescan = False
+    mm.scanned_at = sys_now_us()
+    while at < <uint64_t>1 << USER_END_SHIFT and sys_next_mapping(mm.maps, at, &mapping, name, sizeof(name)) == 0:
+        at = mapping.vma_end
+        if not _eligible(mm, &mapping, name):
+            continue
+        pthread_mutex_lock(&mm.lock)
+        if not _covered(mm, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT):
+            if sys_now_us() - mm.removed_at < QUIET_US and _partly_known(mm, &mapping):
+                again = True
+            else:
+                _register(engine, mm, &mapping)
+                registered += 1
+        pthread_mutex_unlock(&mm.lock)
+    if again:
+        mm.rescan = True
+    return registered
+
+
+cdef bint _partly_known(Mm *mm, procmap_query *mapping) noexcept nogil:
+    cdef uint64_t start = mapping.vma_start >> PAGE_SHIFT
+    cdef uint64_t end = mapping.vma_end >> PAGE_SHIFT
+    cdef uint32_t range_number
+    for range_number in range(mm.range_count):
+        if mm.ranges[range_number].start < end and start < mm.ranges[range_number].end:
+            return True
+    return False

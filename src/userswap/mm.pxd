@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An address space (mm) that the engine serves, and the engine that all of them share."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from posix.types cimport pid_t
+
+from userswap.inject cimport Helper
+from userswap.log cimport Log
+from userswap.pagetable cimport PageTable
+from userswap.readahead cimport Streams
+from userswap.space cimport Space
+from userswap.system cimport pthread_mutex_t, pthread_t, uffd_msg
+from userswap.processes cimport Tree
+
+cdef enum:
+    MAX_MMS = 4096
+    MAX_CPUS = 256
+    MAX_WORKERS = 512
+    REASON_BYTES = 256
+
+# Counters, added to with add_i64; the names are those of the statistics.
+cdef struct Counters:
+    int64_t faults
+    int64_t faults_from_memory
+    int64_t faults_write_protected
+    int64_t pages_first_touched
+    int64_t pages_evicted
+    int64_t pages_evicted_clean
+    int64_t pages_filled
+    int64_t pages_discarded
+    int64_t pages_discarded_in_flight
+    int64_t pages_in
+    int64_t pages_readahead
+    int64_t pages_readahead_used
+    int64_t pages_refaulted
+    int64_t blocks_cleaned
+    int64_t processes_attached
+    int64_t forks
+    int64_t evict_refused_pinned
+    int64_t limit_waits
+
+cdef struct Range:          # pages [start, end), registered
+    uint64_t start
+    uint64_t end
+
+cdef struct Mm:
+    # Guards all below but refs; held around {read and apply events}, {check, move or copy,
+    # change page values}.
+    pthread_mutex_t lock
+    uint32_t id
+    int uffd
+    pid_t pid               # the process it was entered through; 0: a fork child that is not known yet
+    pid_t parent            # of such a child
+    # Held while the helper or the staging area is in use; comes before `lock`.
+    pthread_mutex_t helper_lock
+    bint entered            # there is a helper: pages can be evicted
+    bint helper_failed      # it is dead or does not answer
+    bint unsharing          # the helper may fault on our behalf
+    bint dead               # the address space is gone
+    bint rescan             # mappings have changed: look for new ones
+    bint shared             # it forked or was forked: pages may be shared copy-on-write
+    Helper helper
+    PageTable *table
+    Range *ranges           # sorted, disjoint, not touching
+    uint32_t range_count
+    uint32_t range_room
+    int64_t present         # pages that are PRESENT
+    int64_t swapped         # pages with an offset that are not
+    uint64_t hand           # reclaim's, a page
+    uint64_t staging_used   # bytes of the staging area in use, gaps included
+    int64_t staging_pages   # pages in it
+    uint64_t removed_at     # time of the last EVENT_REMOVE, us
+    uint64_t mapped_pages   # total_vm when the mappings were last looked at
+    uint64_t scanned_at     # ... and the time, us
+    int64_t kept            # clean copies kept, and how many a write has broken since
+    int64_t kept_broken
+    int64_t kept_refused
+    int maps                # /proc files of this address space, -1 while there is no helper
+    int pagemap
+    Streams fills
+    Streams touches
+    Streams unprotects
+    int refs                # under Engine.table_lock
+
+cdef struct Pending:        # page fault messages that a thread has read and not yet served
+    uffd_msg *messages
+    uint32_t count
+    uint32_t room
+
+cdef struct Worker:
+    Engine *engine
+    int cpu
+    uint8_t *buffer         # WINDOW_MAX pages
+    Pending pending
+
+cdef struct Engine:
+    Space space
+    Log log
+    Counters counters
+    # Guards mms and their refs.
+    pthread_mutex_t table_lock
+    Mm *mms[4096]
+    uint32_t mm_serial      # ids start at 1
+    # The limit, in pages. resident is an estimate: the last sample, and what was granted and evicted since.
+    int64_t limit
+    int64_t resident
+    int64_t resident_peak
+    int64_t low             # the evictor works above it
+    int64_t high            # a fault waits above it
+    int64_t granted         # all pages ever put in place by the engine
+    int64_t dropped         # all pages ever evicted and dropped
+    uint32_t room_changed   # futex: resident went down
+    uint32_t room_waiters
+    uint32_t evict_wanted   # futex: resident went above low
+    uint32_t evict_done     # futex: a batch of CACHED entries has been packed
+    uint64_t evict_clock    # pages evicted
+    uint32_t stamp_shift    # pages of the eviction clock to its 12-bit stamp
+    uint64_t progress_at    # us: when something was last evicted
+    pthread_t evictor
+    pthread_t writer
+    pthread_t monitor
+    bint evictor_runs
+    bint writer_runs
+    bint monitor_runs
+    int stop_event          # eventfd that ends the waits of all threads
+    Tree tree
+    # Threads.
+    int cpus
+    int epolls[256]         # one per CPU, each with every uffd
+    pthread_t workers[512]
+    Worker *worker_state[512]
+    int worker_count
+    uint8_t *zeros          # a block of zeros that costs no memory
+    bint stopping
+    int attention           # eventfd: control() is wanted
+    pthread_mutex_t reason_lock
+    char reason[256]        # why the program must be stopped, or ""
+    int own_statm           # /proc/PID/statm of the engine and of the front process
+    int front_statm
+    pid_t program
+
+cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil
+cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil
+cdef Mm *mm_get(Engine *engine, uint32_t id) noexcept nogil
+cdef Mm *mm_next(Engine *engine, uint32_t *position) noexcept nogil
+cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil
+cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil
+cdef void mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil
+cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil
+cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil
+cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil
+cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil
+
+cdef uint64_t range_end(Mm *mm, uint64_t page) noexcept nogil
+cdef int range_add(Mm *mm, uint64_t start, uint64_t end) noexcept nogil
+cdef int range_remove(Mm *mm, uint64_t start, uint64_t end) noexcept nogil
+
+cdef void entry_put(Engine *engine, uint32_t offset) noexcept nogil
+cdef void engine_stop(Engine *engine, const char *reason, long detail) noexcept nogil

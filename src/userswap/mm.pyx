@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Address spaces: their life, and what an event of the program does to their page tables.
+
+An mm lives in Engine.mms from mm_insert to mm_end, and in memory until the last mm_put. Whoever finds one by
+its id or by mm_next owns a reference.
+"""
+
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memmove
+
+from userswap.inject cimport helper_end
+from userswap.log cimport log_freed
+from userswap.pagetable cimport table_free, table_make, table_set, table_visit
+from userswap.space cimport space_get, space_put
+from userswap.system cimport (
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLLET,
+    EPOLLIN,
+    add_i64,
+    epoll_ctl,
+    epoll_event,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_signal_eventfd,
+)
+from userswap.types cimport is_busy, is_present, offset_of
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+
+cdef enum:
+    WHOLE_TABLE_BITS = 35
+
+
+# ---- references and the table of mms
+
+cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil:
+    """A new mm with one reference, not yet in the table; NULL without memory. It owns `uffd`."""
+    cdef Mm *mm = <Mm *>calloc(1, sizeof(Mm))
+    if mm == NULL:
+        return NULL
+    pthread_mutex_init(&mm.lock, NULL)
+    pthread_mutex_init(&mm.helper_lock, NULL)
+    mm.maps = -1
+    mm.pagemap = -1
+    mm.table = table_make()
+    mm.uffd = uffd
+    mm.pid = pid
+    mm.refs = 1
+    mm.rescan = True
+    if mm.table == NULL:
+        free(mm)
+        return NULL
+    return mm
+
+
+cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil:
+    """Gives the mm its id and its faults to the threads. Returns 0 or -EAGAIN (as -11) when the table is full."""
+    cdef uint32_t at, step
+    cdef int cpu
+    cdef epoll_event event
+    pthread_mutex_lock(&engine.table_lock)
+    for step in range(MAX_MMS):
+        at = (engine.mm_serial + step) % MAX_MMS
+        if engine.mms[at] == NULL:
+            mm.id = engine.mm_serial + step
+            engine.mm_serial = mm.id + 1
+            engine.mms[at] = mm
+            break
+    else:
+        pthread_mutex_unlock(&engine.table_lock)
+        return -11
+    pthread_mutex_unlock(&engine.table_lock)
+    event.events = EPOLLIN | EPOLLET      # a thread reads until nothing is left
+    event.data.u64 = mm.id
+    for cpu in range(engine.cpus):
+        epoll_ctl(engine.epolls[cpu], EPOLL_CTL_ADD, mm.uffd, &event)
+    return 0
+
+
+cdef Mm *mm_get(Engine *engine, uint32_t id) noexcept nogil:
+    """The mm with a reference for the caller, or NULL if it has ended."""
+    cdef Mm *mm
+    pthread_mutex_lock(&engine.table_lock)
+    mm = engine.mms[id % MAX_MMS]
+    if mm != NULL and mm.id == id:
+        mm.refs += 1
+    else:
+        mm = NULL
+    pthread_mutex_unlock(&engine.table_lock)
+    return mm
+
+
+cdef Mm *mm_next(Engine *engine, uint32_t *position) noexcept nogil:
+    """Goes over the table from *position (0 at first) on: the next mm with a reference, or NULL at the end."""
+    cdef Mm *mm = NULL
+    pthread_mutex_lock(&engine.table_lock)
+    while mm == NULL and position[0] < MAX_MMS:
+        mm = engine.mms[position[0]]
+        position[0] += 1
+    if mm != NULL:
+        mm.refs += 1
+    pthread_mutex_unlock(&engine.table_lock)
+    return mm
+
+
+cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
+    cdef int refs
+    pthread_mutex_lock(&engine.table_lock)
+    mm.refs -= 1
+    refs = mm.refs
+    pthread_mutex_unlock(&engine.table_lock)
+    if refs > 0:
+        return
+    close(mm.uffd)
+    table_free(mm.table)
+    free(mm.ranges)
+    pthread_mutex_destroy(&mm.lock)
+    pthread_mutex_destroy(&mm.helper_lock)
+    free(mm)
+
+
+cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:
+    """Ends the helper, so that it does not hold the address space any longer. Faults are served all the same:
+    another process may share it (vfork)."""
+    pthread_mutex_lock(&mm.helper_lock)
+    pthread_mutex_lock(&mm.lock)
+    if mm.entered:
+        mm.entered = False
+        pthread_mutex_unlock(&mm.lock)
+        close(mm.maps)
+        close(mm.pagemap)
+        helper_end(&mm.helper)
+        pthread_mutex_lock(&mm.lock)
+    pthread_mutex_unlock(&mm.lock)
+    pthread_mutex_unlock(&mm.helper_lock)
+
+
+cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil:
+    """The address space is gone: all its entries are put. The caller keeps its own reference."""
+    cdef int cpu
+    cdef bint listed = False
+    cdef epoll_event event
+    for cpu in range(engine.cpus):
+        epoll_ctl(engine.epolls[cpu], EPOLL_CTL_DEL, mm.uffd, &event)
+    pthread_mutex_lock(&mm.lock)
+    mm.dead = True
+    mm_forget(engine, mm, 0, <uint64_t>1 << WHOLE_TABLE_BITS)
+    pthread_mutex_unlock(&mm.lock)
+    pthread_mutex_lock(&engine.table_lock)
+    if engine.mms[mm.id % MAX_MMS] == mm:
+        engine.mms[mm.id % MAX_MMS] = NULL
+        listed = True
+    pthread_mutex_unlock(&engine.table_lock)
+    if listed:
+        mm_put(engine, mm)
+
+
+# ---- what events do to the page table; Mm.lock is held
+
+cdef void entry_put(Engine *engine, uint32_t offset) noexcept nogil:
+    """One page table (or fill) less names the offset; its block is told if that was the last."""
+    cdef uint64_t freed
+    pthread_mutex_lock(&engine.space.lock)
+    freed = space_put(&engine.space, offset)
+    if freed != 0:
+        log_freed(&engine.log, freed)
+    pthread_mutex_unlock(&engine.space.lock)
+
+
+cdef struct _Change:
+    Engine *engine
+    Mm *mm
+    Mm *other
+    uint64_t shift
+    int64_t discarded
+
+
+cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef _Change *change = <_Change *>context
+    cdef uint64_t at
+    for at in range(count):
+        if values[at] == 0:
+            continue
+        if is_present(values[at]):
+            change.mm.present -= 1
+        else:
+            change.mm.swapped -= 1
+            change.discarded += 1
+        if offset_of(values[at]) != 0:
+            entry_put(change.engine, offset_of(values[at]))
+        values[at] = 0
+
+
+cdef void mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
+    """The program has given the pages back. A thread that is filling one sees its value changed, and does not."""
+    cdef _Change change
+    change.engine = engine
+    change.mm = mm
+    change.discarded = 0
+    table_visit(mm.table, page, count, _forget_values, &change)
+    add_i64(&engine.counters.pages_discarded, change.discarded)
+
+
+cdef void _move_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef _Change *change = <_Change *>context
+    cdef uint64_t at
+    cdef uint32_t value
+    for at in range(count):
+        value = values[at]
+        if value == 0:
+            continue
+        # Nobody fills the page at its new place: who was at it finds its value gone.
+        if is_busy(value):
+            value = offset_of(value)
+        if table_set(change.mm.table, page + at + change.shift, value) != 0:
+            engine_stop(change.engine, b"no memory for a page table", 0)
+        values[at] = 0
+
+
+cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil:
+    """mremap: the pages are now elsewhere."""
+    cdef _Change change
+    change.engine = engine
+    change.mm = mm
+    change.shift = to_page - from_page
+    table_visit(mm.table, from_page, count, _move_values, &change)
+
+
+cdef void _fork_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef _Change *change = <_Change *>context
+    cdef uint64_t at
+    cdef uint32_t value
+    pthread_mutex_lock(&change.engine.space.lock)
+    for at in range(count):
+        value = values[at]
+        if value == 0:
+            continue
+        if is_busy(value):
+            value = offset_of(value)
+        if table_set(change.other.table, page + at, value) != 0:
+            engine_stop(change.engine, b"no memory for a page table", 0)
+            break
+        if offset_of(value) != 0:
+            space_get(&change.engine.space, offset_of(value))
+        if is_present(value):
+            change.other.present += 1
+        else:
+            change.other.swapped += 1
+    pthread_mutex_unlock(&change.engine.space.lock)
+
+
+cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil:
+    """The child of a fork shares the parent's entries by count. NULL without memory.
+
+    From the fork until its event is read the kernel lets nothing move in the parent, so that its page table
+    now is what it was at the fork. The helper's own areas are not in the child."""
+    cdef Mm *child = mm_make(engine, uffd, 0)
+    cdef _Change change
+    cdef uint32_t at
+    if child == NULL:
+        return NULL
+    child.parent = parent.pid
+    child.shared = True
+    parent.shared = True
+    for at in range(parent.range_count):
+        range_add(child, parent.ranges[at].start, parent.ranges[at].end)
+    change.engine = engine
+    change.mm = parent
+    change.other = child
+    table_visit(parent.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _fork_values, &change)
+    return child
+
+
+cdef void _check_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef _Change *change = <_Change *>context
+    cdef uint64_t at
+    for at in range(count):
+        if values[at] == 0:
+            continue
+        if is_present(values[at]):
+            change.discarded += 1
+        else:
+            change.shift += 1
+
+
+cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil:
+    """Invariants of an mm, with its lock held: a violation stops the program."""
+    cdef _Change change
+    change.shift = 0
+    change.discarded = 0
+    table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _check_values, &change)
+    if change.discarded != mm.present or <int64_t>change.shift != mm.swapped:
+        engine_stop(engine, b"invariant: counts of present and swapped pages", mm.present - change.discarded)
+
+
+# ---- ranges; Mm.lock is held
+
+cdef uint32_t _range_find(Mm *mm, uint64_t page) noexcept nogil:
+    """The first range that ends above the page."""
+    cdef uint32_t low = 0
+    cdef uint32_t high = mm.range_count
+    cdef uint32_t middle
+    while low < high:
+        middle = (low + high) // 2
+        if mm.ranges[middle].end <= page:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef uint64_t range_end(Mm *mm, uint64_t page) noexcept nogil:
+    """The end of the range that holds the page; page + 1 when none does."""
+    cdef uint32_t at = _range_find(mm, page)
+    if at < mm.range_count and mm.ranges[at].start <= page:
+        return mm.ranges[at].end
+    return page + 1
+
+
+cdef int _range_splice(Mm *mm, uint32_t at, uint32_t remove, uint32_t insert) noexcept nogil:
+    """Makes room for `insert` ranges in place of `remove` at `at`. Returns 0 or -ENOMEM."""
+    cdef uint32_t count = mm.range_count - remove + insert
+    cdef Range *grown
+    if count > mm.range_room:
+        grown = <Range *>realloc(mm.ranges, 2 * count * sizeof(Range))
+        if grown == NULL:
+            return -12
+        mm.ranges = grown
+        mm.range_room = 2 * count
+    memmove(&mm.ranges[at + insert], &mm.ranges[at + remove], (mm.range_count - at - remove) * sizeof(Range))
+    mm.range_count = count
+    return 0
+
+
+cdef int range_add(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    """Returns 0 or -ENOMEM."""
+    cdef uint32_t first = _range_find(mm, start - 1 if start > 0 else 0)
+    cdef uint32_t last = first
+    while last < mm.range_count and mm.ranges[last].start <= end:
+        start = min(start, mm.ranges[last].start)
+        end = max(end, mm.ranges[last].end)
+        last += 1
+    if _range_splice(mm, first, last - first, 1) != 0:
+        return -12
+    mm.ranges[first].start = start
+    mm.ranges[first].end = end
+    return 0
+
+
+cdef int range_remove(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    """Returns 0 or -ENOMEM."""
+    cdef uint32_t at = _range_find(mm, start)
+    cdef uint64_t tail
+    while at < mm.range_count and mm.ranges[at].start < end:
+        tail = mm.ranges[at].end
+        if mm.ranges[at].start < start and tail > end:
+            if _range_splice(mm, at + 1, 0, 1) != 0:
+                return -12
+            mm.ranges[at].end = start
+            mm.ranges[at + 1].start = end
+            mm.ranges[at + 1].end = tail
+            return 0
+        if mm.ranges[at].start < start:
+            mm.ranges[at].end = start
+            at += 1
+        elif tail > end:
+            mm.ranges[at].start = end
+            return 0
+        else:
+            _range_splice(mm, at, 1, 0)
+    return 0
+
+
+cdef void engine_stop(Engine *engine, const char *reason, long detail) noexcept nogil:
+    """The program must be stopped: the first reason is kept, and control() raises it."""
+    pthread_mutex_lock(&engine.reason_lock)
+    if engine.reason[0] == 0:
+        if detail != 0:
+            snprintf(engine.reason, REASON_BYTES, b"%s (%ld)", reason, detail)
+        else:
+            snprintf(engine.reason, REASON_BYTES, b"%s", reason)
+    pthread_mutex_unlock(&engine.reason_lock)
+    sys_signal_eventfd(engine.attention)

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The monitor: the thread that watches how much memory the tree uses."""
+
+from userswap.mm cimport Engine
+from userswap.processes cimport Process
+
+cdef enum:
+    ENTER_TRIES = 50
+
+cdef int monitor_start(Engine *engine) noexcept nogil
+cdef void monitor_stop(Engine *engine) noexcept nogil
+cdef bint process_wants_entry(Engine *engine, Process *process) noexcept nogil

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The monitor: the thread that watches how much memory the tree uses.
+
+Nothing tells a user-space pager that a program maps memory or touches what is not registered, so the monitor
+looks: as often as the room that is left could be used up at the rate at which memory can be touched at most,
+that is a few times a second far below the limit, and once a millisecond near it.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from userswap.limit cimport limit_near, room_sampled
+from userswap.mappings cimport mappings_register
+from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
+from userswap.system cimport (
+    load_i64,
+    pthread_create,
+    pthread_join,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_name_thread,
+    sys_now_us,
+    sys_poll_in,
+    sys_prefer,
+    sys_process_dead,
+    sys_same_memory,
+    sys_signal_eventfd,
+    sys_uffd_alive,
+)
+from userswap.processes cimport (
+    Process,
+    anonymous_pages,
+    tree_forget_gone,
+    tree_measure_shared,
+    tree_refresh,
+    tree_sample,
+)
+
+cdef enum:
+    TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
+    INTERVAL_MAX_US = 250000
+    INTERVAL_MIN_US = 1000
+    ENTER_PAGES = 512           # smaller processes are not worth a helper
+    RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
+
+
+cdef bint process_wants_entry(Engine *engine, Process *process) noexcept nogil:
+    """Whether a helper is to be made in the process. Tree.lock is held."""
+    cdef Mm *mm
+    cdef uint32_t position = 0
+    cdef bint child_of_fork = False
+    if (process.gone or process.mm_id != 0 or process.shares or process.helper or process.left_alone != 0
+            or process.anonymous < ENTER_PAGES):
+        return False
+    # A forked child whose address space is served already is not entered a second time. It has no name of
+    # its own yet: while its parent has such children, none of them is entered.
+    while not child_of_fork:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            break
+        child_of_fork = mm.pid == 0 and mm.parent == process.parent
+        mm_put(engine, mm)
+    return not child_of_fork
+
+
+cdef void _leave(Engine *engine, Process *process) noexcept nogil:
+    """The process has exited, or runs another program now: its old address space is left."""
+    cdef Mm *mm = mm_get(engine, process.mm_id)
+    process.mm_id = 0
+    if mm == NULL:
+        return
+    mm_leave(engine, mm)
+    mm_put(engine, mm)
+
+
+cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept nogil:
+    cdef Mm *mm
+    if process.mm_id == 0:
+        return
+    mm = mm_get(engine, process.mm_id)
+    if mm == NULL:
+        process.mm_id = 0
+        return
+    if process.gone or sys_same_memory(process.pid, mm.helper.pid) == 0:
+        _leave(engine, process)
+    elif mm.helper_failed or sys_process_dead(mm.helper.pidfd):
+        engine_stop(engine, b"the helper of a process was ended by somebody else: process", process.pid)
+    elif near and (mm.rescan or mm.mapped_pages != process.mapped or sys_now_us() - mm.scanned_at > RESCAN_US):
+        mm.mapped_pages = process.mapped
+        mappings_register(engine, mm)
+    mm_put(engine, mm)
+
+
+cdef void _end_dead(Engine *engine) noexcept nogil:
+    """Address spaces that no process has any more. The userfaultfd tells, whoever shared them."""
+    cdef uint32_t position = 0
+    cdef Mm *mm
+    while True:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            return
+        if not mm.entered and not sys_uffd_alive(mm.uffd):
+            mm_end(engine, mm)
+            sys_signal_eventfd(engine.attention)
+        mm_put(engine, mm)
+
+
+cdef int64_t _own_pages(Engine *engine) noexcept nogil:
+    """The engine's own memory and the front process'."""
+    cdef uint64_t mapped
+    cdef int64_t own = anonymous_pages(engine.own_statm, &mapped)
+    cdef int64_t front = anonymous_pages(engine.front_statm, &mapped)
+    return max(own, <int64_t>0) + max(front, <int64_t>0)
+
+
+cdef bint _tick(Engine *engine) noexcept nogil:
+    """One look at all. True when memory is short."""
+    cdef int64_t granted, dropped, pages
+    cdef uint32_t at
+    cdef bint near
+    cdef bint wanted = False
+    pthread_mutex_lock(&engine.tree.lock)
+    tree_refresh(&engine.tree)
+    near = limit_near(engine)
+    if near:
+        tree_measure_shared(&engine.tree)
+    granted = load_i64(&engine.granted)
+    dropped = load_i64(&engine.dropped)
+    pages = tree_sample(&engine.tree) + _own_pages(engine)
+    room_sampled(engine, pages, granted, dropped)
+    near = limit_near(engine)
+    for at in range(engine.tree.count):
+        _look_at_process(engine, &engine.tree.processes[at], near)
+        if near and process_wants_entry(engine, &engine.tree.processes[at]):
+            wanted = True
+    tree_forget_gone(&engine.tree)
+    pthread_mutex_unlock(&engine.tree.lock)
+    _end_dead(engine)
+    if wanted:
+        sys_signal_eventfd(engine.attention)
+    return near
+
+
+cdef uint64_t _interval_us(Engine *engine, bint near) noexcept nogil:
+    cdef int64_t room = engine.low - load_i64(&engine.resident)
+    if near:
+        return INTERVAL_MIN_US
+    return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS // 2, <int64_t>INTERVAL_MIN_US), <int64_t>INTERVAL_MAX_US)
+
+
+cdef void *_monitor_main(void *argument) noexcept nogil:
+    cdef Engine *engine = <Engine *>argument
+    cdef bint near
+    sys_name_thread(b"monitor")
+    sys_prefer(1)
+    while not engine.stopping:
+        near = _tick(engine)
+        sys_poll_in(engine.stop_event, _interval_us(engine, near))
+    return NULL
+
+
+cdef int monitor_start(Engine *engine) noexcept nogil:
+    """Returns 0 or -EAGAIN (as -11); monitor_stop cleans up in both cases."""
+    engine.monitor_runs = pthread_create(&engine.monitor, NULL, _monitor_main, engine) == 0
+    return 0 if engine.monitor_runs else -11
+
+
+cdef void monitor_stop(Engine *engine) noexcept nogil:
+    """engine.stopping is set and stop_event has been signalled."""
+    if engine.monitor_runs:
+        pthread_join(engine.monitor, NULL)

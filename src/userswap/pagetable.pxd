@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page tables: from a page of one address space to its page value (types.pxd)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef enum:
+    TABLE_LEAF_PAGES = 512
+    TABLE_FANOUT = 8192      # 9 + 13 + 13 bits: the 47 bits of a user address, less 12
+
+cdef struct TableMiddle:
+    uint32_t *leaves[8192]
+
+cdef struct PageTable:
+    TableMiddle *middles[8192]
+    uint64_t leaf_count
+
+# Called for each run of pages within a leaf; values has `count` of them, which it may change.
+ctypedef void (*table_visitor)(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil
+
+cdef PageTable *table_make() noexcept nogil
+cdef void table_free(PageTable *table) noexcept nogil
+cdef uint32_t table_get(PageTable *table, uint64_t page) noexcept nogil
+cdef int table_set(PageTable *table, uint64_t page, uint32_t value) noexcept nogil
+cdef uint32_t *table_leaf(PageTable *table, uint64_t page) noexcept nogil
+cdef void table_visit(PageTable *table, uint64_t page, uint64_t count,
+                      table_visitor visit, void *context) noexcept nogil

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tree of processes below the engine, and how much memory each uses."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from posix.types cimport pid_t
+
+from userswap.system cimport pthread_mutex_t
+
+cdef enum:
+    NAME_BYTES = 16
+
+cdef struct Process:
+    pid_t pid
+    pid_t parent
+    int statm               # /proc/PID/statm, kept open
+    int64_t anonymous       # pages
+    int64_t shared          # ... of them counted for a relative as well (copy-on-write after a fork)
+    uint64_t mapped         # total_vm, pages
+    uint32_t mm_id          # 0: not entered
+    bint shares             # it has its parent's address space (vfork, or a helper): not counted
+    bint helper             # it is one of ours
+    bint marked             # found by the current walk
+    bint gone
+    int left_alone          # errno of why it cannot be entered, 0 if it can or was not tried
+    int tries
+    char name[16]
+
+cdef struct Tree:
+    pthread_mutex_t lock    # guards all below
+    Process *processes
+    uint32_t count
+    uint32_t room
+    pid_t root              # the engine: all below it is the tree, orphans come to it
+    int loadavg             # /proc/loadavg: tells when a process was made
+    char last_pid[64]
+    bint forked             # some processes may share pages copy-on-write
+    uint64_t shared_at      # when that was last measured, us
+
+cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
+cdef void tree_deinit(Tree *tree) noexcept nogil
+cdef void tree_refresh(Tree *tree) noexcept nogil
+cdef void tree_forget_gone(Tree *tree) noexcept nogil
+cdef int64_t tree_sample(Tree *tree) noexcept nogil
+cdef void tree_measure_shared(Tree *tree) noexcept nogil
+cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tree of processes below the engine, and how much memory each uses.
+
+Everything is read from /proc, so that no process is touched. A process is looked for only when one was made
+(/proc/loadavg tells the last pid); what it uses is one read of an open file.
+"""
+
+from libc.stdio cimport sscanf
+from libc.stdlib cimport atoi, free, realloc, strtol
+from libc.string cimport memset, strcmp, strlen, strncpy, strrchr, strstr
+
+from userswap.system cimport (
+    pthread_mutex_init,
+    sys_now_us,
+    sys_open_proc,
+    sys_read_small,
+    sys_same_memory,
+)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+
+cdef extern from "<fcntl.h>" nogil:
+    int open(const char *, int)
+    int O_RDONLY
+    int O_CLOEXEC
+
+cdef extern from "<stdio.h>" nogil:
+    int snprintf(char *, size_t, const char *, ...)
+
+cdef extern from "<dirent.h>" nogil:
+    ctypedef struct DIR:
+        pass
+    struct dirent:
+        char d_name[256]
+    DIR *opendir(const char *)
+    dirent *readdir(DIR *)
+    int closedir(DIR *)
+
+cdef enum:
+    CHILDREN_BYTES = 1 << 16
+    SHARED_EVERY_US = 50000
+    SHARED_WORTH = 1024     # pages: smaller processes are not looked at
+
+
+cdef int tree_init(Tree *tree, pid_t root) noexcept nogil:
+    """Returns 0 or -errno."""
+    memset(tree, 0, sizeof(Tree))
+    pthread_mutex_init(&tree.lock, NULL)
+    tree.root = root
+    tree.loadavg = open(b"/proc/loadavg", O_RDONLY | O_CLOEXEC)
+    return 0 if tree.loadavg >= 0 else -2
+
+
+cdef void tree_deinit(Tree *tree) noexcept nogil:
+    cdef uint32_t at
+    for at in range(tree.count):
+        if tree.processes[at].statm >= 0:
+            close(tree.processes[at].statm)
+    free(tree.processes)
+    close(tree.loadavg)
+
+
+cdef Process *_find(Tree *tree, pid_t pid) noexcept nogil:
+    cdef uint32_t at
+    for at in range(tree.count):
+        if tree.processes[at].pid == pid and not tree.processes[at].gone:
+            return &tree.processes[at]
+    return NULL
+
+
+cdef void _read_name(Process *process) noexcept nogil:
+    cdef int fd = sys_open_proc(process.pid, b"comm")
+    cdef long length
+    process.name[0] = 0
+    if fd < 0:
+        return
+    length = sys_read_small(fd, process.name, NAME_BYTES)
+    if length > 0 and process.name[length - 1] == c'\n':
+        process.name[length - 1] = 0
+    close(fd)
+    process.helper = strcmp(process.name, b"userswap-helper") == 0
+
+
+cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
+    """NULL when the process is gone or memory is short."""
+    cdef Process *process
+    cdef void *grown
+    cdef int statm = sys_open_proc(pid, b"statm")
+    if statm < 0:
+        return NULL
+    if tree.count == tree.room:
+        grown = realloc(tree.processes, (2 * tree.room + 16) * sizeof(Process))
+        if grown == NULL:
+            close(statm)
+            return NULL
+        tree.processes = <Process *>grown
+        tree.room = 2 * tree.room + 16
+    process = &tree.processes[tree.count]
+    tree.count += 1
+    memset(process, 0, sizeof(Process))
+    process.pid = pid
+    process.parent = parent
+    process.statm = statm
+    process.shares = parent != tree.root and sys_same_memory(pid, parent) == 1
+    _read_name(process)
+    return process
+
+
+cdef void _walk_children(Tree *tree, pid_t parent, char *text) noexcept nogil:
+    """Adds and marks the children named in `text`, numbers with blanks between."""
+    cdef char *at = text
+    cdef char *end
+    cdef long pid
+    cdef Process *process
+    while True:
+        pid = strtol(at, &end, 10)
+        if end == at or pid <= 0:
+            return
+        at = end
+        process = _find(tree, <pid_t>pid)
+        if process == NULL:
+            process = _add(tree, <pid_t>pid, parent)
+        if process != NULL and not process.marked:
+            process.marked = True
+            process.parent = parent
+
+
+cdef void _walk(Tree *tree, pid_t pid, char *text) noexcept nogil:
+    """Reads the children of all threads of a process."""
+    cdef char path[64]
+    cdef DIR *tasks
+    cdef dirent *task
+    cdef int fd
+    snprintf(path, sizeof(path), b"/proc/%d/task", <int>pid)
+    tasks = opendir(path)
+    if tasks == NULL:
+        return
+    while True:
+        task = readdir(tasks)
+        if task == NULL:
+            break
+        if task.d_name[0] == c'.':
+            continue
+        snprintf(path, sizeof(path), b"/proc/%d/task/%d/children", <int>pid, atoi(task.d_name))
+        fd = open(path, O_RDONLY | O_CLOEXEC)
+        if fd < 0:
+            continue
+        if sys_read_small(fd, text, CHILDREN_BYTES) > 0:
+            _walk_children(tree, pid, text)
+        close(fd)
+    closedir(tasks)
+
+
+cdef void tree_refresh(Tree *tree) noexcept nogil:
+    """Finds new processes, if any was made since the last time; those that are no more are marked `gone`."""
+    cdef char text[65536]
+    cdef uint32_t at
+    sys_read_small(tree.loadavg, text, 64)
+    if strrchr(text, c' ') != NULL and strcmp(strrchr(text, c' '), tree.last_pid) == 0:
+        return
+    if strrchr(text, c' ') != NULL:
+        strncpy(tree.last_pid, strrchr(text, c' '), 63)
+    for at in range(tree.count):
+        tree.processes[at].marked = False
+    _walk(tree, tree.root, text)
+    at = 0
+    while at < tree.count:      # _walk appends
+        if not tree.processes[at].gone:
+            _walk(tree, tree.processes[at].pid, text)
+        at += 1
+
+
+cdef void tree_forget_gone(Tree *tree) noexcept nogil:
+    """Removes those marked `gone`; the caller has seen to their address spaces."""
+    cdef uint32_t at = 0
+    while at < tree.count:
+        if tree.processes[at].gone:
+            close(tree.processes[at].statm)
+            tree.count -= 1
+            tree.processes[at] = tree.processes[tree.count]
+        else:
+            at += 1
+
+
+cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil:
+    """Resident anonymous pages of a process and, in *mapped, the pages of all its mappings; -1 when it is gone."""
+    cdef char text[128]
+    cdef unsigned long size = 0, resident = 0, shared = 0
+    if sys_read_small(statm, text, sizeof(text)) <= 0:
+        return -1
+    if sscanf(text, b"%lu %lu %lu", &size, &resident, &shared) != 3:
+        return -1
+    mapped[0] = size
+    return <int64_t>resident - <int64_t>shared
+
+
+cdef int64_t tree_sample(Tree *tree) noexcept nogil:
+    """Resident anonymous pages of the tree, each address space counted once. Marks what is gone."""
+    cdef int64_t total = 0
+    cdef uint32_t at
+    cdef Process *process
+    for at in range(tree.count):
+        process = &tree.processes[at]
+        process.anonymous = anonymous_pages(process.statm, &process.mapped)
+        if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
+            process.anonymous = 0
+            process.gone = True
+            continue
+        if process.shares:
+            process.shares = sys_same_memory(process.pid, process.parent) == 1
+            if not process.shares:
+                _read_name(process)
+        if not process.shares:
+            total += process.anonymous - min(process.shared, process.anonymous)
+    return total
+
+
+cdef int64_t _shared_pages(pid_t pid) noexcept nogil:
+    """Anonymous pages of a process, less its proportional part of them."""
+    cdef char text[4096]
+    cdef char *at
+    cdef int fd = sys_open_proc(pid, b"smaps_rollup")
+    cdef long proportional, anonymous
+    if fd < 0:
+        return 0
+    sys_read_small(fd, text, sizeof(text))
+    close(fd)
+    at = strstr(text, b"Pss_Anon:")
+    if at == NULL:
+        return 0
+    proportional = strtol(at + strlen(b"Pss_Anon:"), NULL, 10)
+    at = strstr(text, b"\nAnonymous:")
+    if at == NULL:
+        return 0
+    anonymous = strtol(at + strlen(b"\nAnonymous:"), NULL, 10)
+    return max(anonymous - proportional, <long>0) // 4
+
+
+cdef void tree_measure_shared(Tree *tree) noexcept nogil:
+    """Measures, now and then, what forked processes share, so that it is counted once. It walks their page
+    tables: some milliseconds a gigabyte."""
+    cdef uint32_t at
+    cdef Process *process
+    if sys_now_us() - tree.shared_at < SHARED_EVERY_US or tree.count < 2:
+        return
+    for at in range(tree.count):
+        process = &tree.processes[at]
+        if not process.gone and not process.shares and process.anonymous > SHARED_WORTH:
+            process.shared = _shared_pages(process.pid)
+    tree.shared_at = sys_now_us()

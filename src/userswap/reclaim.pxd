@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reclaim: which pages to evict. Pure functions of page values."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef uint32_t reclaim_run(uint32_t *values, uint32_t count, uint32_t most, uint32_t *start) noexcept nogil
+cdef uint32_t reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident) noexcept nogil

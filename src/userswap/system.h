@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The only place that makes system calls for the data plane: each returns a value >= 0, or -errno. */
+#ifndef USERSWAP_SYSTEM_H
+#define USERSWAP_SYSTEM_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/kcmp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "uapi.h"
+
+static inline long sys_result(long result)
+{
+	return result < 0 ? -errno : result;
+}
+
+static inline uint64_t sys_now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static inline void sys_sleep_us(uint64_t us)
+{
+	struct timespec span = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+
+	nanosleep(&span, NULL);
+}
+
+/* Waits while *word == value, at the longest `us` microseconds. */
+static inline void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
+{
+	struct timespec span = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &span, NULL, 0);
+}
+
+static inline void sys_futex_wake(uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0);
+}
+
+static inline void *sys_reserve(size_t bytes)
+{
+	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return at == MAP_FAILED ? NULL : at;
+}
+
+static inline void sys_release(void *at, size_t bytes)
+{
+	munmap(at, bytes);
+}
+
+/* Reads or writes all of it, or gives -errno (-EIO for an end that should not be there). */
+static inline long sys_pread_all(int fd, void *data, size_t bytes, uint64_t at)
+{
+	size_t done = 0;
+
+	while (done < bytes) {
+		ssize_t n = pread(fd, (char *)data + done, bytes - done, (off_t)(at + done));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+static inline long sys_pwrite_all(int fd, const void *data, size_t bytes, uint64_t at)
+{
+	size_t done = 0;
+
+	while (done < bytes) {
+		ssize_t n = pwrite(fd, (const char *)data + done, bytes - done, (off_t)(at + done));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+static inline void sys_discard(int fd, uint64_t at, uint64_t bytes)
+{
+	fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes);
+}
+
+/* Copies out of another process; the number of bytes, or -errno. */
+static inline long sys_read_process(pid_t pid, void *to, uint64_t from, size_t bytes)
+{
+	struct iovec here = {to, bytes};
+	struct iovec there = {(void *)(uintptr_t)from, bytes};
+
+	return sys_result(process_vm_readv(pid, &here, 1, &there, 1, 0));
+}
+
+/* Pages put in place; -errno in *error (0 if all were). */
+static inline uint64_t sys_uffd_copy(int uffd, uint64_t to, const void *from, uint64_t bytes, int protect, int *error)
+{
+	struct uffdio_copy copy = {to, (uint64_t)(uintptr_t)from, bytes, protect ? UFFDIO_COPY_MODE_WP : 0, 0};
+
+	*error = 0;
+	if (ioctl(uffd, UFFDIO_COPY, &copy) == 0)
+		return bytes;
+	*error = -errno;
+	return copy.copy > 0 ? (uint64_t)copy.copy : 0;
+}
+
+static inline int sys_uffd_wake(int uffd, uint64_t at, uint64_t bytes)
+{
+	struct uffdio_range range = {at, bytes};
+
+	return ioctl(uffd, UFFDIO_WAKE, &range) ? -errno : 0;
+}
+
+static inline int sys_uffd_register(int uffd, uint64_t at, uint64_t bytes)
+{
+	struct uffdio_register reg = {
+	    {at, bytes}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};
+
+	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+static inline int sys_uffd_unprotect(int uffd, uint64_t at, uint64_t bytes)
+{
+	struct uffdio_writeprotect wp = {{at, bytes}, 0};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+}
+
+static inline long sys_uffd_read(int uffd, struct uffd_msg *msgs, size_t count)
+{
+	long n = sys_result(read(uffd, msgs, count * sizeof *msgs));
+
+	return n < 0 ? n : n / (long)sizeof *msgs;
+}
+
+/* Present pages, the shared zero page left out: fills regions, moves *from on; the number of regions or -errno. */
+static inline long sys_pagemap_present(int pagemap, uint64_t *from, uint64_t end, struct page_region *regions, size_t count)
+{
+	struct pm_scan_arg arg;
+	long n;
+
+	memset(&arg, 0, sizeof arg);
+	arg.size = sizeof arg;
+	arg.start = *from;
+	arg.end = end;
+	arg.vec = (uint64_t)(uintptr_t)regions;
+	arg.vec_len = count;
+	arg.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO;
+	arg.category_inverted = PAGE_IS_PFNZERO;
+	arg.return_mask = PAGE_IS_PRESENT;
+	n = sys_result(ioctl(pagemap, PAGEMAP_SCAN, &arg));
+	*from = arg.walk_end;
+	return n;
+}
+
+/* The first mapping that covers `at` or lies above it: 0, or -ENOENT past the last one. */
+static inline int sys_next_mapping(int maps, uint64_t at, struct procmap_query *query, char *name, uint32_t name_bytes)
+{
+	memset(query, 0, sizeof *query);
+	query->size = sizeof *query;
+	query->query_flags = PROCMAP_QUERY_COVERING_OR_NEXT_VMA;
+	query->query_addr = at;
+	query->vma_name_size = name_bytes;
+	query->vma_name_addr = (uint64_t)(uintptr_t)name;
+	if (name_bytes)
+		name[0] = 0;
+	return ioctl(maps, PROCMAP_QUERY, query) ? -errno : 0;
+}
+
+/* 1 if both processes have the same address space, 0 if not, or -errno. */
+static inline int sys_same_memory(pid_t one, pid_t other)
+{
+	long result = sys_result(syscall(SYS_kcmp, one, other, KCMP_VM, 0, 0));
+
+	return result < 0 ? (int)result : result == 0;
+}
+
+/* 1 if the page is neither present nor swapped, 0 if it is, or -errno. */
+static inline int sys_page_absent(int pagemap, uint64_t page)
+{
+	uint64_t entry;
+
+	if (pread(pagemap, &entry, sizeof entry, (off_t)(page * sizeof entry)) != sizeof entry)
+		return -errno;
+	return (entry >> 62) == 0;
+}
+
+static inline int sys_process_dead(int pidfd)
+{
+	struct pollfd poll_one = {pidfd, POLLIN, 0};
+
+	return poll(&poll_one, 1, 0) == 1;
+}
+
+/* Waits until fd is readable, at the longest `us` microseconds. */
+static inline void sys_poll_in(int fd, uint64_t us)
+{
+	struct pollfd poll_one = {fd, POLLIN, 0};
+	struct timespec span = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+
+	ppoll(&poll_one, 1, &span, NULL);
+}
+
+/* 0 when the address space of the userfaultfd is gone. Asks to lift the protection of a page that no mapping
+ * can hold: below the lowest address that the kernel lets a program map. */
+static inline int sys_uffd_alive(int uffd)
+{
+	struct uffdio_writeprotect wp = {{4096, 4096}, 0};
+
+	return !(ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) < 0 && errno == ESRCH);
+}
+
+/* Reads a small /proc file whole: the length, or -errno. The text ends with a zero byte. */
+static inline long sys_read_small(int fd, char *text, size_t room)
+{
+	long n = sys_result(pread(fd, text, room - 1, 0));
+
+	text[n < 0 ? 0 : n] = 0;
+	return n;
+}
+
+static inline int sys_open_proc(pid_t pid, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+	return (int)sys_result(open(path, O_RDONLY | O_CLOEXEC));
+}
+
+static inline void sys_pin_to_cpu(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	sched_setaffinity(0, sizeof set, &set);
+}
+
+static inline void sys_name_thread(const char *name)
+{
+	pthread_setname_np(pthread_self(), name);
+}
+
+/* Real-time priority for a thread that runs briefly and must run in time; without the right to it, nothing. */
+static inline void sys_prefer(int priority)
+{
+	struct sched_param param = {priority};
+
+	sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param);
+}
+
+static inline void sys_signal_eventfd(int fd)
+{
+	uint64_t one = 1;
+	ssize_t n = write(fd, &one, sizeof one);
+
+	(void)n;
+}
+
+#endif

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""System calls of the data plane (system.h), and the atomics: each returns a value >= 0, or -errno."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.types cimport pid_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_attr_t:
+        pass
+    ctypedef unsigned long pthread_t
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_trylock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_create(pthread_t *, pthread_attr_t *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_join(pthread_t, void **)
+
+cdef extern from "system.h" nogil:
+    enum:
+        EAGAIN, EBUSY, ENOENT, EEXIST, ESRCH, ENOSPC, EIO, ENOMEM, EINVAL, EPERM, ETIMEDOUT, EFAULT, ECANCELED
+
+    enum:
+        EPOLLIN
+        EPOLLET
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CLOEXEC
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+
+    ctypedef union epoll_data:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data data
+    int epoll_create1(int)
+    int epoll_ctl(int, int, int, epoll_event *)
+    int epoll_wait(int, epoll_event *, int, int)
+    int eventfd(unsigned int, int)
+    int sched_getcpu()
+
+    enum:
+        UFFD_EVENT_PAGEFAULT
+        UFFD_EVENT_FORK
+        UFFD_EVENT_REMAP
+        UFFD_EVENT_REMOVE
+        UFFD_EVENT_UNMAP
+        UFFD_PAGEFAULT_FLAG_WRITE
+        UFFD_PAGEFAULT_FLAG_WP
+        UFFD_FEATURE_EVENT_FORK
+        UFFD_FEATURE_EVENT_REMAP
+        UFFD_FEATURE_EVENT_REMOVE
+        UFFD_FEATURE_EVENT_UNMAP
+        UFFD_FEATURE_PAGEFAULT_FLAG_WP
+        UFFD_FEATURE_MOVE
+
+    struct uffd_msg_pagefault:
+        uint64_t flags
+        uint64_t address
+    struct uffd_msg_fork:
+        uint32_t ufd
+    struct uffd_msg_remap:
+        uint64_t from_ "from"
+        uint64_t to
+        uint64_t len
+    struct uffd_msg_remove:
+        uint64_t start
+        uint64_t end
+    struct uffd_msg_arg:
+        uffd_msg_pagefault pagefault
+        uffd_msg_fork fork
+        uffd_msg_remap remap
+        uffd_msg_remove remove
+    struct uffd_msg:
+        uint8_t event
+        uffd_msg_arg arg
+
+    struct page_region:
+        uint64_t start
+        uint64_t end
+    struct procmap_query:
+        uint64_t vma_start
+        uint64_t vma_end
+        uint64_t vma_flags
+        uint64_t vma_page_size
+        uint64_t inode
+    enum:
+        PROCMAP_QUERY_VMA_READABLE
+        PROCMAP_QUERY_VMA_WRITABLE
+        PROCMAP_QUERY_VMA_EXECUTABLE
+        PROCMAP_QUERY_VMA_SHARED
+        PROCMAP_QUERY_FILE_BACKED_VMA
+
+    uint64_t sys_now_us()
+    void sys_sleep_us(uint64_t)
+    void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
+    void sys_futex_wake(uint32_t *word)
+    void *sys_reserve(size_t)
+    void sys_release(void *, size_t)
+    long sys_pread_all(int, void *, size_t, uint64_t)
+    long sys_pwrite_all(int, const void *, size_t, uint64_t)
+    void sys_discard(int, uint64_t, uint64_t)
+    long sys_read_process(pid_t, void *, uint64_t, size_t)
+    uint64_t sys_uffd_copy(int, uint64_t, const void *, uint64_t, bint protect, int *error)
+    int sys_uffd_wake(int, uint64_t, uint64_t)
+    int sys_uffd_register(int, uint64_t, uint64_t)
+    int sys_uffd_unprotect(int, uint64_t, uint64_t)
+    long sys_uffd_read(int, uffd_msg *, size_t)
+    long sys_pagemap_present(int, uint64_t *, uint64_t, page_region *, size_t)
+    int sys_next_mapping(int, uint64_t, procmap_query *, char *, uint32_t)
+    int sys_same_memory(pid_t, pid_t)
+    int sys_page_absent(int, uint64_t)
+    int sys_process_dead(int)
+    int sys_uffd_alive(int)
+    void sys_poll_in(int, uint64_t)
+    long sys_read_small(int, char *, size_t)
+    int sys_open_proc(pid_t, const char *)
+    void sys_pin_to_cpu(int)
+    void sys_name_thread(const char *)
+    void sys_prefer(int)
+    void sys_signal_eventfd(int)
+
+cdef extern from * nogil:
+    """
+    #define load_u64(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define store_u64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define load_i64(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define store_i64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define add_i64(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
+    #define load_u32(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define store_u32(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define add_u32(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
+    """
+    uint64_t load_u64(uint64_t *)
+    void store_u64(uint64_t *, uint64_t)
+    int64_t load_i64(int64_t *)
+    void store_i64(int64_t *, int64_t)
+    int64_t add_i64(int64_t *, int64_t)
+    uint32_t load_u32(uint32_t *)
+    void store_u32(uint32_t *, uint32_t)
+    uint32_t add_u32(uint32_t *, uint32_t)
