@@ -93,7 +93,7 @@ cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
     A mapping of which a part is known already has been registered all the time, so that its rest may hold pages
     which an event has removed from our table but the kernel not yet from the mapping: it waits for quiet."""
     cdef procmap_query mapping
-    cdef char name[32]
+    cdef char name[4352]        # the kernel refuses a shorter one than the name
     cdef uint64_t at = 0
     cdef int registered = 0
     cdef bint again = False
