@@ -175,6 +175,9 @@ cdef enum:
     # A runnable thread stops within a scheduling delay. One that has not by then is in an uninterruptible
     # sleep, and another thread is the better choice.
     STOP_LIMIT_MS = 500
+    # From then on a thread of the program runs with our registers: to give up would be to crash it. Only a
+    # frozen or a starved one takes long.
+    STEP_LIMIT_MS = 60000
     ATTEMPTS = 20
     ANSWER_SLICE_MS = 100
     ANSWER_LIMIT_MS = 30000
@@ -398,7 +401,7 @@ cdef int choose_threads(pid_t target, Candidate *best) noexcept nogil:
 
 # ---- driving a tracee ----
 
-cdef int await_stop(pid_t tid, int *stop) noexcept nogil:
+cdef int await_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
     """Wait for a stop: its signal, and its event above that. -ESRCH: it died, -EAGAIN: it does not stop.
 
     WNOWAIT leaves an exit status for the one it belongs to. Looking again and again instead of sleeping is
@@ -415,7 +418,7 @@ cdef int await_stop(pid_t tid, int *stop) noexcept nogil:
             stop[0] = info.si_status
             return 0
         waited = now_ns() - start
-        if waited > <uint64_t>STOP_LIMIT_MS * 1000000:
+        if waited > limit_ms * 1000000:
             return -EAGAIN
         if waited < 1000000:
             sched_yield()
@@ -435,7 +438,7 @@ cdef int resume(pid_t tid, int request, int *stop) noexcept nogil:
     while True:
         if ptrace(request, tid, NULL, <void *>signal) < 0:
             return -errno
-        rc = await_stop(tid, stop)
+        rc = await_stop(tid, stop, STEP_LIMIT_MS)
         if rc < 0 or stop[0] >> 8 != 0 or stop[0] == SYSCALL_STOP:
             return rc
         signal = stop[0]
@@ -624,12 +627,12 @@ cdef int stop_victim(pid_t target, Tracee *victim) noexcept nogil:
         return rc
     if ptrace(PTRACE_INTERRUPT, victim.tid, NULL, NULL) < 0:
         return -errno
-    rc = await_stop(victim.tid, &stop)
+    rc = await_stop(victim.tid, &stop, STOP_LIMIT_MS)
     while rc == 0 and not is_event_stop(stop):
         # A signal came first: it goes on its way.
         if ptrace(PTRACE_CONT, victim.tid, NULL, <void *><long>(stop & 0x7f if stop >> 8 == 0 else 0)) < 0:
             return -errno
-        rc = await_stop(victim.tid, &stop)
+        rc = await_stop(victim.tid, &stop, STOP_LIMIT_MS)
     if rc < 0:
         return rc
     rc = prepare_victim(victim)
@@ -670,7 +673,7 @@ cdef int clone_in_any(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
 
 cdef int first_stop(Tracee *child) noexcept nogil:
     """EXITKILL: should the engine die while the child is unfinished, it is gone too."""
-    cdef int stop, rc = await_stop(child.tid, &stop)
+    cdef int stop, rc = await_stop(child.tid, &stop, STEP_LIMIT_MS)
     if rc < 0:
         return rc
     rc = set_options(child, PTRACE_O_EXITKILL)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# `make demo` runs the main job on real input, `make test` passes the tests. Each sets up all that it needs in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What the tests and the demo use of Debian, as "command:package".
+TEST_NEEDS := redis-server:redis-server stress-ng:stress-ng musl-gcc:musl-tools go:golang-go sqlite3:sqlite3 \
+	losetup:mount mkswap:util-linux setpriv:util-linux
+SOURCES := meson.build $(wildcard src/userswap/*)
+
+.PHONY: demo test lint bench torture install clean check-build check-tests system-packages
+
+demo: install
+	$(BIN)/python demo/demo.py
+
+test: check-tests install lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint src/userswap/*.pyx src/userswap/*.pxd
+	$(BIN)/clang-format --dry-run --Werror src/userswap/*.[ch]
+
+bench: install
+	$(BIN)/python -m bench
+
+TORTURE_SECONDS ?= 600
+torture: check-tests install
+	USERSWAP_TORTURE_SECONDS=$(TORTURE_SECONDS) $(BIN)/python -m pytest -q -s tests/test_torture.py
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml $(SOURCES) | $(VENV)/tools
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -Cbuild-dir=build --force-reinstall .
+	touch $@
+
+$(VENV)/tools: pyproject.toml | check-build
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --group build --group dev
+	touch $@
+
+check-build:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "userswap needs Python 3.11 or newer: package python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "missing: package python3-venv"; exit 1; }
+	@command -v gcc >/dev/null || { echo "missing: package gcc"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig; \
+		open(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null || \
+		{ echo "missing: package python3-dev"; exit 1; }
+
+check-tests: check-build
+	@missing=""; for need in $(TEST_NEEDS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $${need%%:*} >/dev/null || missing="$$missing $${need##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "the tests need these packages: apt-get install$$missing (or, as root: make system-packages)"; exit 1; fi
+
+# Only on request: installs Debian's packages that the tests need.
+system-packages:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		$(sort $(foreach need,$(TEST_NEEDS),$(lastword $(subst :, ,$(need)))))
+
+clean:
+	rm -rf build $(VENV) dist
