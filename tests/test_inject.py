@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,9 +98,14 @@ def start(built: Callable[..., str]) -> Iterator[Start]:
     programs: list[Program] = []
 
     def run(
-        name: str, *arguments: str, flags: tuple[str, ...] = (), compiler: str = "cc", user: int | None = None
+        name: str,
+        *arguments: str,
+        flags: tuple[str, ...] = (),
+        compiler: str = "cc",
+        user: int | None = None,
+        under: tuple[str, ...] = (),
     ) -> Program:
-        programs.append(Program([built(name, *flags, compiler=compiler), *arguments], user))
+        programs.append(Program([*under, built(name, *flags, compiler=compiler), *arguments], user))
         assert programs[-1].ready.startswith("ready")
         return programs[-1]
 
@@ -109,7 +115,7 @@ def start(built: Callable[..., str]) -> Iterator[Start]:
 
 
 @contextlib.contextmanager
-def attached(pid: int, features: int = FEATURE_MOVE, staging: int = 2 << 20) -> Iterator[door.Attached]:
+def attached(pid: int, features: int = FEATURE_MOVE, staging: int = 2 << 20) -> Iterator[Any]:
     helper = door.Attached(pid, features, staging)
     try:
         yield helper
@@ -226,6 +232,52 @@ def test_stopping_and_continuing_in_the_meantime(start: Start) -> None:
     assert program.finish().startswith("good")
 
 
+def test_the_first_thread_may_have_ended(start: Start) -> None:
+    program = start("inject_odd", "headless")
+    until(lambda: state(program.pid) == "Z")
+    cycles(program.pid, 20)
+    assert program.finish() == "good"
+
+
+def test_a_thread_that_can_not_be_stopped_is_let_go(start: Start) -> None:
+    """Its only thread is in vfork: the answer comes in time, and the program is none the worse for it."""
+    program = start("inject_odd", "waiting")
+    until(lambda: state(program.pid) == "D")
+    before = time.monotonic()
+    assert refusal(program.pid) == errno.EAGAIN
+    assert time.monotonic() - before < 5
+    assert status(program.pid, "TracerPid") == "0"
+    assert program.finish() == "good"
+
+
+def test_a_program_that_execs_all_the_time(start: Start) -> None:
+    program = start("inject_odd", "execs")
+    for _ in range(100):
+        with contextlib.suppress(OSError), attached(program.pid):
+            pass
+    assert program.finish() == "good"
+
+
+def test_a_child_of_ours_that_ends_in_the_meantime_keeps_its_exit_status() -> None:
+    for _ in range(100):
+        process = subprocess.Popen(["sh", "-c", "exit 7"])
+        with contextlib.suppress(OSError), attached(process.pid):
+            pass
+        assert process.wait() == 7
+
+
+@pytest.mark.parametrize(
+    ("mode", "refused"), [("open", None), ("closed", errno.EACCES), ("strict", errno.EACCES)]
+)
+def test_a_sandboxed_program_is_not_killed(start: Start, mode: str, refused: int | None) -> None:
+    program = start("inject_sandbox", mode)
+    if refused:
+        assert refusal(program.pid) == refused
+    else:
+        cycles(program.pid, 10)
+    assert program.finish() == "good 1"
+
+
 # ---- what is left behind ----
 
 
@@ -326,6 +378,27 @@ def test_a_process_that_may_not_open_a_userfaultfd_itself(start: Start) -> None:
     with attached(program.pid) as helper:
         assert helper.call(door.NOTHING) == []
         assert fds(helper.fields["pid"]) == ["3", "4"]
+    assert program.finish().startswith("good")
+
+
+def test_no_more_processes_allowed(start: Start) -> None:
+    program = start("inject_busy", "1", user=NOBODY, under=("prlimit", "--nproc=1"))
+    assert refusal(program.pid) == errno.EAGAIN
+    assert program.finish().startswith("good")
+
+
+def test_an_engine_without_a_right_to_a_userfaultfd(start: Start) -> None:
+    program = start("inject_busy", "1", user=NOBODY)
+    child = os.fork()
+    if child == 0:
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        try:
+            door.Attached(program.pid)
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno or 255)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EPERM
+    assert "rw-s" not in Path(f"/proc/{program.pid}/maps").read_text()
     assert program.finish().startswith("good")
 
 

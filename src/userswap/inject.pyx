@@ -17,7 +17,7 @@ Rules, each of which was paid for with a crashed target:
   be detached either. The tracer is therefore a thread of its own: when it ends the kernel lets go of all.
 """
 from libc.errno cimport (
-    EACCES, EAGAIN, EBUSY, EINTR, EINVAL, EIO, ENOEXEC, ENOMEM, EPERM, ESRCH, ETIMEDOUT, errno,
+    EACCES, EAGAIN, EBUSY, EINTR, EINVAL, EIO, ENOENT, ENOEXEC, ENOMEM, EPERM, ESRCH, ETIMEDOUT, errno,
 )
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport FILE, fclose, fopen, getline, snprintf, sscanf
@@ -276,7 +276,12 @@ cdef uint64_t find_syscall(pid_t pid, uint64_t start, uint64_t end) noexcept nog
     return 0
 
 
-cdef uint64_t vdso_of(pid_t pid) noexcept nogil:
+cdef bint is_syscall(pid_t pid, uint64_t address) noexcept nogil:
+    cdef uint8_t bytes[2]
+    return read_memory(pid, address, bytes, 2) == 2 and bytes[0] == 0x0f and bytes[1] == 0x05
+
+
+cdef int find_vdso(pid_t pid, uint64_t *vdso) noexcept nogil:
     """AT_SYSINFO_EHDR of /proc/PID/auxv: cheaper than the list of mappings, which may be long."""
     cdef uint64_t pairs[128]
     cdef char path[64]
@@ -284,10 +289,11 @@ cdef uint64_t vdso_of(pid_t pid) noexcept nogil:
     cdef int i
     snprintf(path, sizeof(path), b"/proc/%d/auxv", pid)
     length = read_start(path, <char *>pairs, sizeof(pairs))
+    vdso[0] = 0
     for i in range(0, <int>(length // 8) - 1, 2):
         if pairs[i] == 33:
-            return pairs[i + 1]
-    return 0
+            vdso[0] = pairs[i + 1]
+    return -EPERM if length == -EACCES or length == -EPERM else 0
 
 
 cdef uint64_t syscall_in_text(pid_t pid) noexcept nogil:
@@ -312,12 +318,15 @@ cdef uint64_t syscall_in_text(pid_t pid) noexcept nogil:
 
 
 cdef int locate_syscall(pid_t pid, uint64_t *found) noexcept nogil:
-    """By any thread's number that is alive: the first one's need not be."""
-    cdef uint64_t vdso = vdso_of(pid)
+    """By the number of any thread that is alive; the first one's need not be. -ENOENT: amid an exec."""
+    cdef uint64_t vdso
+    cdef int rc = find_vdso(pid, &vdso)
+    if rc < 0:
+        return rc
     found[0] = find_syscall(pid, vdso, vdso + 2 * PAGE) if vdso != 0 else 0
     if found[0] == 0:
         found[0] = syscall_in_text(pid)
-    return 0 if found[0] != 0 else -EPERM
+    return 0 if found[0] != 0 else -ENOENT
 
 
 # ---- choosing a thread ----
@@ -557,6 +566,8 @@ cdef int prepare_victim(Tracee *victim) noexcept nogil:
         return -errno
     if victim.registers.cs != USER64_CS:
         return -ENOEXEC
+    if not is_syscall(victim.tid, victim.instruction):
+        return -ERESTARTNOINTR      # it was looked up before an exec
     if dispatches_syscalls(victim.tid):
         return -EACCES
     if ptrace(PTRACE_GETSIGMASK, victim.tid, <void *>ALL_SIGNALS_SIZE, &victim.mask) < 0:
@@ -598,13 +609,10 @@ cdef bint has_deliverable_signal(pid_t target, Tracee *victim) noexcept nogil:
 
 cdef void reissue_if_leaked(pid_t target, Tracee *victim) noexcept nogil:
     """A call that our stop ended with EINTR is issued again, unless a signal is the true cause."""
-    cdef uint8_t bytes[2]
     cdef user_regs_struct *registers = &victim.registers
     if <int64_t>registers.rax != -EINTR or not leaks_eintr(<int64_t>registers.orig_rax):
         return
-    if read_memory(target, registers.rip - 2, bytes, 2) != 2 or bytes[0] != 0x0f or bytes[1] != 0x05:
-        return
-    if has_deliverable_signal(target, victim):
+    if not is_syscall(victim.tid, registers.rip - 2) or has_deliverable_signal(target, victim):
         return
     registers.rip -= 2
     registers.rax = registers.orig_rax
@@ -657,16 +665,31 @@ cdef int clone_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
 cdef int clone_in_any(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     """In the best thread that can be stopped. A thread may end, or sleep on, while we ask for it."""
     cdef Candidate best[CANDIDATES]
-    cdef int i, rc = -EAGAIN
-    cdef int count = choose_threads(job.helper.target, best)
+    cdef int i, rc, count = choose_threads(job.helper.target, best)
     if count < 0:
         return count
+    victim.options = seccomp_option(job.helper.target, best[0].tid)
+    rc = locate_syscall(best[0].tid, &victim.instruction)
+    if rc < 0:
+        return rc
     for i in range(count):
         victim.tid = best[i].tid
         rc = clone_in(job, victim, child)
         if child[0] != 0 or (rc != -EAGAIN and rc != -ESRCH and rc != -ENOEXEC):
             return rc
-    return -EAGAIN if rc == -ESRCH else rc
+    return -ENOENT if rc == -ESRCH else rc
+
+
+cdef int try_to_clone(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
+    """Again where the program changed under our hands: a stop signal had just come, which the thread has to
+    be let have; it ran another program; or the threads that we knew of are gone."""
+    cdef int _, rc = -EAGAIN
+    for _ in range(ATTEMPTS):
+        rc = clone_in_any(job, victim, child)
+        if rc != -ERESTARTNOINTR and rc != -ENOENT:
+            return rc
+        sleep_us(200)
+    return -EAGAIN
 
 
 # ---- the child: made into the helper by system calls that it is made to do ----
@@ -979,23 +1002,11 @@ cdef int make_helper(Job *job, Tracee *child) noexcept nogil:
 
 cdef int inject(Job *job) noexcept nogil:
     cdef Tracee victim, child
-    cdef Candidate best[CANDIDATES]
-    cdef int _, rc = choose_threads(job.helper.target, best)
-    if rc < 0:
-        return rc
     memset(&child, 0, sizeof(child))
-    victim.options = seccomp_option(job.helper.target, best[0].tid)
-    rc = locate_syscall(best[0].tid, &victim.instruction)
-    if rc < 0:
-        return rc
-    for _ in range(ATTEMPTS):
-        rc = clone_in_any(job, &victim, &child.tid)
-        if rc != -ERESTARTNOINTR:
-            break
-        # A stop signal had just come for the thread: let it have it, and find it stopped.
-        sleep_us(200)
+    cdef int rc = try_to_clone(job, &victim, &child.tid)
     if child.tid == 0:
-        return -EAGAIN if rc == -ERESTARTNOINTR else rc
+        return rc
+    # Even if something went wrong with the thread since, the clone is there and has to be dealt with.
     child.instruction = victim.instruction
     child.options = victim.options
     return make_helper(job, &child)
