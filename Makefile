@@ -34,7 +34,7 @@ torture: check-tests install
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml $(SOURCES) | $(VENV)/tools
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps -Cbuild-dir=build --force-reinstall .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps -Cbuild-dir=build --force-reinstall .
 	touch $@
 
 $(VENV)/tools: pyproject.toml | check-build
