@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What the tests and the demo use of Debian, as "command:package".
 TEST_NEEDS := redis-server:redis-server stress-ng:stress-ng musl-gcc:musl-tools go:golang-go sqlite3:sqlite3 \
 	losetup:mount mkswap:util-linux setpriv:util-linux
-SOURCES := meson.build $(wildcard src/userswap/*)
+SOURCES := meson.build $(filter-out %.so %__pycache__,$(wildcard src/userswap/*))
 
 .PHONY: demo test lint bench torture install clean check-build check-tests system-packages
 
