@@ -2,12 +2,11 @@
 """`userswap` with a stand-in for the engine: what the processes around it do, without any swap.
 
 Run as a script it takes the arguments of userswap. USERSWAP_STANDIN says what the engine does:
-nothing (the default); `refuse`, `fail` (once the file in USERSWAP_TRIGGER exists), `die` (likewise), `hold`.
+nothing (the default); `refuse` to start; `fail` once the file in USERSWAP_TRIGGER exists; `hold` many files.
 """
 
 import os
 import select
-import signal
 import sys
 import time
 import types
@@ -33,7 +32,7 @@ class Engine:
 
     def watch(self, root_pid: int) -> None:
         os.kill(root_pid, 0)
-        if self._mode in ("fail", "die"):
+        if self._mode == "fail":
             self._wait_for_trigger()
 
     def _wait_for_trigger(self) -> None:
@@ -49,9 +48,7 @@ class Engine:
             os.eventfd_read(self._event)
         except BlockingIOError:
             return
-        if self._mode == "fail":
-            raise EngineError("swap is exhausted: the program was stopped")
-        os.kill(os.getpid(), signal.SIGKILL)
+        raise EngineError("swap is exhausted: the program was stopped")
 
     def keep(self) -> list[tuple[int, int]]:
         if self._mode != "hold" or self._kept:

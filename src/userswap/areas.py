@@ -300,7 +300,7 @@ def _open(spec: str, opening: Callable[[], int]) -> int:
         fd = opening()
     except OSError as error:
         raise UserswapError(f"--swap {spec}: {_why_not_open(error)}") from error
-    kind = libc.memory_file_system(fd)
+    kind = None if stat.S_ISBLK(os.fstat(fd).st_mode) else libc.memory_file_system(fd)
     if kind is not None:
         os.close(fd)
         raise UserswapError(

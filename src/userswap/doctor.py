@@ -89,14 +89,15 @@ def check_fork_cover() -> Check:
     return Check(
         "CAP_SYS_PTRACE", FAIL, found,
         "the child of a fork would read zeros where its parent's memory was swapped",
-        "run as root, or in a container with --cap-add SYS_PTRACE, or under:\n"
-        "capsh --caps='cap_sys_ptrace+eip' --addamb=cap_sys_ptrace -- -c 'userswap run ...' (as root)",
+        "run as root; in a container add --cap-add SYS_PTRACE; or as root, for one user:\n"
+        "setpriv --reuid USER --regid USER --init-groups \\\n"
+        "  --inh-caps +sys_ptrace --ambient-caps +sys_ptrace userswap run ...",
     )  # fmt: skip
 
 
 def check_ptrace_scope(path: str = "/proc/sys/kernel/yama/ptrace_scope") -> Check:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             scope = int(file.read())
     except OSError:
         return Check("ptrace scope", OK, "no restriction (Yama is not there)")
@@ -271,7 +272,7 @@ def userfaultfd_features(asked: int = 0) -> int | None:
 
 
 def has_capability(number: int) -> bool:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if line.startswith("CapEff:"):
                 return bool(int(line.split()[1], 16) >> number & 1)

@@ -26,6 +26,7 @@ _OF_THE_TERMINAL = frozenset(
     {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP}
     | {signal.SIGCONT, signal.SIGWINCH}
 )
+_GRACE_MS = 100  # for the engine process to say that the program was continued, or stopped once more
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 
 
@@ -40,6 +41,8 @@ class Front:
         self._early: list[int] = []  # signals that came before the program was there
         self._held: dict[str, int] = {}
         self._exit: int | None = None
+        self._stop_due = 0  # the signal by which the program stopped, while we have not
+        self._continue_due = False  # we got SIGCONT: perhaps the program did not
         self._signals = libc.signalfd(set(FORWARDED) | {signal.SIGCHLD})
 
     def serve(self) -> int:
@@ -48,10 +51,12 @@ class Front:
         poller.register(self._signals, select.POLLIN)
         poller.register(self._channel, select.POLLIN)
         while self._exit is None:
-            poller.poll()
+            if not poller.poll(_GRACE_MS if self._continue_due else None) and self._continue_due:
+                self._continue_program()
             # Signals first: what came before the program stopped or ended belongs before that.
             self._take_signals()
             self._take_messages()
+            self._stop_if_due()
         return self._exit
 
     def _take_signals(self) -> None:
@@ -70,9 +75,9 @@ class Front:
             return number not in _OF_THE_TERMINAL or (number == signal.SIGHUP and session_leader)
         if sender and tree.is_below(sender, self._engine_pid):
             return False
-        if number == signal.SIGCONT:  # `fg` continues the whole group
-            program = tree.look_at(self._program_pid)
-            return program is not None and program.state == "T"
+        if number == signal.SIGCONT:
+            self._continue_due = True
+            return False
         return True
 
     def _hand_on(self, number: int) -> None:
@@ -100,7 +105,11 @@ class Front:
             elif words[0] == "release":
                 self._release(words[1])
             elif words[0] == "stopped":
-                self._stop(int(words[1]))
+                self._stop_due = int(words[1])
+                self._continue_due = False
+            elif words[0] == "continued":
+                self._stop_due = 0
+                self._continue_due = False
             elif words[0] == "exit":
                 if words[2] == "over":  # nothing of the run is left behind us
                     os.waitpid(self._engine_pid, 0)
@@ -110,10 +119,10 @@ class Front:
         if key in self._held:
             os.close(self._held.pop(key))
 
-    def _stop(self, number: int) -> None:
+    def _stop_if_due(self) -> None:
         """As the program did. Returns when we are continued."""
-        program = tree.look_at(self._program_pid)
-        if program is None or program.state != "T":  # continued since
+        number, self._stop_due = self._stop_due, 0
+        if not number or self._exit is not None or not self._program_is_stopped():
             return
         if number in _STOPS:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
@@ -121,6 +130,16 @@ class Front:
             signal.pthread_sigmask(signal.SIG_BLOCK, {number})
         else:
             os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _continue_program(self) -> None:
+        """`fg` continues the whole group, and the engine process says so; `kill -CONT` continued us alone."""
+        self._continue_due = False
+        if self._program_is_stopped():
+            self._hand_on(signal.SIGCONT)
+
+    def _program_is_stopped(self) -> bool:
+        program = tree.look_at(self._program_pid)
+        return program is not None and program.state == "T"
 
     def _engine_died(self) -> int:
         try:

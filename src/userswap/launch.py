@@ -8,6 +8,7 @@ our parent cannot be found out any more: the program gets them as default.
 
 import errno
 import os
+import resource
 import signal
 
 from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
@@ -42,6 +43,12 @@ class Inherited:
         os.dup2(null, 1)
         os.close(null)
 
+    def detach(self) -> None:
+        """In a process other than the program: also allow it a file for every process of the tree."""
+        self.close_fds()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
 
 class Failure(Exception):
     """The program did not start: a line for the user, and the exit status."""
@@ -67,7 +74,7 @@ def fork_program(command: list[str], inherited: Inherited) -> tuple[int, int]:
 
 def await_exec(name: str, pipe: int) -> None:
     """Wait until the program runs. Raises Failure if it does not."""
-    with open(pipe, encoding="ascii") as file:
+    with open(pipe, encoding="utf-8") as file:
         words = file.read().split()
     if not words:
         return

@@ -58,7 +58,7 @@ def _percentage(text: str) -> int:
 
 
 def _meminfo(field: str) -> int:
-    with open("/proc/meminfo", encoding="ascii") as lines:
+    with open("/proc/meminfo", encoding="utf-8") as lines:
         for line in lines:
             name, _, value = line.partition(":")
             if name == field:
@@ -130,7 +130,7 @@ _LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 
 def _read_limit(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return int(file.read())
     except (OSError, ValueError):  # not this version, or "max"
         return None
@@ -138,7 +138,7 @@ def _read_limit(path: str) -> int | None:
 
 def _hierarchical_limit(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as lines:
+        with open(path, encoding="utf-8") as lines:
             for line in lines:
                 if line.startswith("hierarchical_memory_limit "):
                     return int(line.split()[1])

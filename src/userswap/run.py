@@ -39,7 +39,7 @@ def run(request: Request) -> int:
     engine_end.close()
     for area in opened:
         os.close(area.fd)
-    inherited.close_fds()
+    inherited.detach()
     return front.Front(pid, front_end).serve()
 
 

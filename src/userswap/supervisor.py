@@ -59,7 +59,7 @@ class Supervisor:
         engine = self._make_engine(ram_limit_bytes)
         self._program, pipe = launch.fork_program(command, inherited)
         self._leave_terminal()
-        inherited.close_fds()
+        inherited.detach()
         launch.await_exec(command[0], pipe)
         for area in self._areas:
             area.created_path = None
@@ -124,6 +124,7 @@ class Supervisor:
             if status >> 16 == 0:  # a real stop, not one of ptrace
                 self._send(f"stopped {os.WSTOPSIG(status)}")
         elif os.WIFCONTINUED(status):
+            self._send("continued")
             self._continue_front()
         else:
             code = os.waitstatus_to_exitcode(status)
