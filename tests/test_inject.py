@@ -358,18 +358,32 @@ def test_code_of_32_bits(start: Start) -> None:
     assert state(program.pid) == "R"
 
 
-def test_another_users_process(start: Start) -> None:
-    program = start("inject_busy", "1")
+def refusal_to_nobody(pid: int) -> int:
+    """As refusal, for an engine without any privilege."""
     child = os.fork()
     if child == 0:
         os.setresuid(NOBODY, NOBODY, NOBODY)
         try:
-            door.Attached(program.pid)
+            door.Attached(pid)
             os._exit(0)
         except OSError as error:
             os._exit(error.errno or 255)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EPERM
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_another_users_process(start: Start) -> None:
+    program = start("inject_busy", "1")
+    assert refusal_to_nobody(program.pid) == errno.EPERM
     assert program.finish().startswith("good")
+
+
+def test_a_sandbox_that_can_not_be_suspended(start: Start) -> None:
+    program = start("inject_sandbox", "closed", user=NOBODY)
+    before = status(program.pid, "SigBlk")
+    for _ in range(10):
+        assert refusal_to_nobody(program.pid) == errno.EACCES
+    assert status(program.pid, "SigBlk") == before
+    assert program.finish() == "good 1"
 
 
 def test_a_process_that_may_not_open_a_userfaultfd_itself(start: Start) -> None:
@@ -389,15 +403,7 @@ def test_no_more_processes_allowed(start: Start) -> None:
 
 def test_an_engine_without_a_right_to_a_userfaultfd(start: Start) -> None:
     program = start("inject_busy", "1", user=NOBODY)
-    child = os.fork()
-    if child == 0:
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        try:
-            door.Attached(program.pid)
-            os._exit(0)
-        except OSError as error:
-            os._exit(error.errno or 255)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EPERM
+    assert refusal_to_nobody(program.pid) == errno.EPERM
     assert "rw-s" not in Path(f"/proc/{program.pid}/maps").read_text()
     assert program.finish().startswith("good")
 

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Making a fresh clone of a program's thread into the resident helper.
+
+The clone has not run an instruction of its own. It is made to do, one by one, the system calls that cut it
+loose from the program's files, map the one region that is ours, and open the userfaultfd; then it is given
+its code and let go."""
+from libc.errno cimport EACCES, EIO, ENOMEM, EPERM, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from userswap.inject cimport (
+    Helper, USERSWAP_HELPER_MAILBOX, USERSWAP_HELPER_UFFD, USERSWAP_MAILBOX_MAGIC, USERSWAP_MAILBOX_SIZE,
+    userswap_mailbox,
+)
+from userswap.tracee cimport (
+    PAGE, STEP_LIMIT_MS, Tracee, await_stop, read_memory, remote_call, set_options, user_regs_struct,
+    write_memory,
+)
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <linux/close_range.h>
+    #include <sched.h>
+    #include <sys/ioctl.h>
+    #include <sys/mman.h>
+    #include <sys/prctl.h>
+    #include <sys/ptrace.h>
+    #include <sys/socket.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #include "uapi.h"
+    """
+    const int SYS_chdir, SYS_close, SYS_close_range, SYS_dup3, SYS_ftruncate, SYS_ioctl, SYS_madvise
+    const int SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munlock, SYS_munmap, SYS_pidfd_getfd
+    const int SYS_pidfd_open, SYS_prctl, SYS_recvmsg, SYS_setsid, SYS_socketpair, SYS_userfaultfd
+    long syscall(long number, ...) nogil
+
+    const int PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_DETACH, PTRACE_O_EXITKILL
+    long ptrace(int request, ...) nogil
+
+    const int PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_FIXED
+    const int MAP_NORESERVE, MADV_DONTFORK, MADV_NOHUGEPAGE, CLOSE_RANGE_UNSHARE, PR_SET_NAME
+    const int O_CLOEXEC, O_NONBLOCK, O_RDWR, MFD_CLOEXEC
+    void *mmap(void *start, size_t length, int protection, int flags, int fd, long offset) nogil
+    void *MAP_FAILED
+    int open(const char *path, int flags) nogil
+    int close(int fd) nogil
+    int ioctl(int fd, unsigned long request, ...) nogil
+
+    ctypedef struct iovec "struct iovec":
+        void *iov_base
+        size_t iov_len
+    const int AF_UNIX, SOCK_DGRAM, SOCK_CLOEXEC, SOL_SOCKET, SCM_RIGHTS, MSG_CMSG_CLOEXEC
+    ctypedef struct msghdr "struct msghdr":
+        void *msg_name
+        unsigned msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    ctypedef struct cmsghdr "struct cmsghdr":
+        size_t cmsg_len
+        int cmsg_level, cmsg_type
+    ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
+
+    const unsigned long UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW
+    const uint64_t UFFD_API, UFFDIO_REGISTER_MODE_MISSING
+    ctypedef struct uffdio_api "struct uffdio_api":
+        uint64_t api, features, ioctls
+    ctypedef struct uffdio_range "struct uffdio_range":
+        uint64_t start, len
+    ctypedef struct uffdio_register "struct uffdio_register":
+        uffdio_range range
+        uint64_t mode, ioctls
+
+cdef extern from "helper.h" nogil:
+    const void *userswap_helper_code()
+    uint64_t userswap_helper_code_length()
+    uint64_t userswap_helper_entry()
+
+cdef enum:
+    HUGE_PAGE = 2 << 20
+
+cdef struct Region:
+    uint64_t start, length, code, stack, mailbox, staging, staging_length
+
+
+# ---- the clone, its memory and its files ----
+
+cdef int first_stop(Tracee *child) noexcept nogil:
+    """EXITKILL: should the engine die while the child is unfinished, it is gone too."""
+    cdef int stop, rc = await_stop(child.tid, &stop, STEP_LIMIT_MS)
+    if rc < 0:
+        return rc
+    rc = set_options(child, PTRACE_O_EXITKILL)
+    if rc < 0:
+        return rc
+    return 0 if ptrace(PTRACE_GETREGS, child.tid, NULL, &child.registers) == 0 else -errno
+
+
+cdef int64_t map_part(Tracee *child, uint64_t start, uint64_t length, int protection, int flags,
+                      int fd) noexcept nogil:
+    return remote_call(child, SYS_mmap, start, length, protection, flags, <uint64_t><int64_t>fd, 0)
+
+
+cdef int reserve_region(Tracee *child, uint64_t staging_length, Region *region) noexcept nogil:
+    """One mapping that nobody can use, with our parts inside: code, stack, mailbox, staging. What remains at
+    its ends keeps the kernel from merging our parts with the program's. Staging is aligned for huge pages.
+
+    The program may have asked that all its memory be locked (mlockall). Unlocked while it can not be used,
+    the area is never populated; and MOVE takes no page from unlocked to locked memory."""
+    cdef uint64_t head = 3 * PAGE + USERSWAP_MAILBOX_SIZE
+    cdef uint64_t alignment = HUGE_PAGE if staging_length >= HUGE_PAGE else PAGE
+    cdef int64_t start
+    region.length = head + staging_length + PAGE + alignment - PAGE
+    region.staging_length = staging_length
+    start = map_part(child, 0, region.length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
+    if start < 0 and start > -PAGE:
+        return <int>start
+    region.start = <uint64_t>start
+    region.staging = (region.start + head + alignment - 1) // alignment * alignment
+    region.mailbox = region.staging - USERSWAP_MAILBOX_SIZE
+    region.stack = region.mailbox - PAGE
+    region.code = region.stack - PAGE
+    return <int>remote_call(child, SYS_munlock, region.start, region.length)
+
+
+cdef int fill_region(Tracee *child, Region *region) noexcept nogil:
+    """All but the mailbox. The code is mapped anew, as a right to execute can often not be added."""
+    cdef int usable = PROT_READ | PROT_WRITE
+    cdef int fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+    if map_part(child, region.code, PAGE, PROT_READ | PROT_EXEC, fixed, -1) < 0:
+        return -EACCES      # a rule against new code, as SELinux has
+    if remote_call(child, SYS_mprotect, region.stack, PAGE, usable) < 0:
+        return -ENOMEM
+    if remote_call(child, SYS_mprotect, region.staging, region.staging_length, usable) < 0:
+        return -ENOMEM
+    remote_call(child, SYS_madvise, region.staging, region.staging_length, MADV_NOHUGEPAGE)
+    return write_memory(child.tid, region.code, userswap_helper_code(), userswap_helper_code_length())
+
+
+cdef int shield_region(Tracee *child, Region *region) noexcept nogil:
+    """Not for the program's children; and not locked, the parts that were mapped since included."""
+    cdef int rc = <int>remote_call(child, SYS_madvise, region.start, region.length, MADV_DONTFORK)
+    return rc if rc < 0 else <int>remote_call(child, SYS_munlock, region.start, region.length)
+
+
+cdef int cut_loose(Tracee *child) noexcept nogil:
+    """Out of the program's session, and away from its files."""
+    remote_call(child, SYS_setsid)
+    return <int>remote_call(child, SYS_close_range, 0, <uint32_t>-1, CLOSE_RANGE_UNSHARE)
+
+
+cdef int place_fd(Tracee *child, int fd, int number) noexcept nogil:
+    cdef int rc
+    if fd < 0 or fd == number:
+        return fd
+    rc = <int>remote_call(child, SYS_dup3, fd, number, O_CLOEXEC)
+    remote_call(child, SYS_close, fd)
+    return rc
+
+
+cdef int name_child(Tracee *child, uint64_t scratch) noexcept nogil:
+    """And out of the program's directory, which somebody may want to unmount. `scratch` keeps the name."""
+    cdef char name[16]
+    memset(name, 0, sizeof(name))
+    name[0] = b"/"[0]
+    cdef int rc = write_memory(child.tid, scratch, name, sizeof(name))
+    if rc == 0:
+        remote_call(child, SYS_chdir, scratch)
+        memcpy(name, b"userswap-helper", 15)
+        rc = write_memory(child.tid, scratch, name, sizeof(name))
+    if rc == 0:
+        rc = <int>remote_call(child, SYS_prctl, PR_SET_NAME, scratch)
+    return rc
+
+
+cdef int make_mailbox(Tracee *child, Region *region, int pidfd, userswap_mailbox **mailbox) noexcept nogil:
+    """A memory file at its fixed number, mapped on both sides. The scratch page holds its name."""
+    cdef int fd = <int>remote_call(child, SYS_memfd_create, region.stack, MFD_CLOEXEC)
+    cdef int rc
+    fd = place_fd(child, fd, USERSWAP_HELPER_MAILBOX)
+    if fd < 0:
+        return fd
+    rc = <int>remote_call(child, SYS_ftruncate, fd, USERSWAP_MAILBOX_SIZE)
+    if rc < 0:
+        return rc
+    if map_part(child, region.mailbox, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                fd) < 0:
+        return -ENOMEM
+    fd = <int>take_fd(pidfd, fd)
+    if fd < 0:
+        return fd
+    cdef void *mapped = mmap(NULL, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    close(fd)
+    if mapped == MAP_FAILED:
+        return -ENOMEM
+    mailbox[0] = <userswap_mailbox *>mapped
+    return 0
+
+
+cdef int take_fd(int pidfd, int number) noexcept nogil:
+    cdef int fd = <int>syscall(SYS_pidfd_getfd, pidfd, number, 0)
+    return fd if fd >= 0 else -errno
+
+
+# ---- the userfaultfd ----
+
+cdef struct Rights:     # a message that carries one fd; the kernel's layout
+    msghdr message
+    iovec vector
+    cmsghdr header
+    int fd
+    int padding
+    uint64_t byte
+
+
+cdef void write_rights(Rights *rights, uint64_t base, int fd) noexcept nogil:
+    """As it is to lie at address `base` of whoever passes it to the kernel."""
+    memset(rights, 0, sizeof(Rights))
+    rights.message.msg_iov = <iovec *>(base + (<char *>&rights.vector - <char *>rights))
+    rights.message.msg_iovlen = 1
+    rights.message.msg_control = <void *>(base + (<char *>&rights.header - <char *>rights))
+    rights.message.msg_controllen = sizeof(cmsghdr) + 2 * sizeof(int)
+    rights.vector.iov_base = <void *>(base + (<char *>&rights.byte - <char *>rights))
+    rights.vector.iov_len = 1
+    rights.header.cmsg_len = sizeof(cmsghdr) + sizeof(int)
+    rights.header.cmsg_level = SOL_SOCKET
+    rights.header.cmsg_type = SCM_RIGHTS
+    rights.fd = fd
+
+
+cdef int post_rights(int socket, int fd) noexcept nogil:
+    cdef Rights rights
+    write_rights(&rights, <uint64_t>&rights, fd)
+    return 0 if sendmsg(socket, &rights.message, 0) == 1 else -errno
+
+
+cdef int receive_rights(Tracee *child, int socket, uint64_t scratch) noexcept nogil:
+    """The number that the fd has in the child."""
+    cdef Rights rights
+    cdef int rc
+    write_rights(&rights, scratch, -1)
+    rc = write_memory(child.tid, scratch, &rights, sizeof(rights))
+    if rc == 0:
+        rc = <int>remote_call(child, SYS_recvmsg, socket, scratch, MSG_CMSG_CLOEXEC)
+    if rc < 0:
+        return rc
+    if read_memory(child.tid, scratch, &rights, sizeof(rights)) != sizeof(rights):
+        return -EIO
+    return rights.fd if rights.fd >= 0 else -EIO
+
+
+cdef int send_fd(Tracee *child, int pidfd, int fd, uint64_t scratch) noexcept nogil:
+    """Give the child an fd of ours, through a pair of sockets that it makes and we take one of."""
+    cdef int pair[2]
+    cdef int socket, rc
+    rc = <int>remote_call(child, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, scratch)
+    if rc < 0:
+        return rc
+    if read_memory(child.tid, scratch, pair, sizeof(pair)) != sizeof(pair):
+        return -EIO
+    socket = take_fd(pidfd, pair[0])
+    rc = socket
+    if socket >= 0:
+        rc = post_rights(socket, fd)
+        close(socket)
+    if rc == 0:
+        rc = receive_rights(child, pair[1], scratch)
+    remote_call(child, SYS_close, pair[0])
+    remote_call(child, SYS_close, pair[1])
+    return rc
+
+
+cdef int uffd_by_device(Tracee *child, int pidfd, uint64_t scratch) noexcept nogil:
+    """Our right to the device counts, and our view of /dev, not the target's; the ioctl must be the child's,
+    as it binds the new fd to the memory of its caller."""
+    cdef int fd, ours = open(b"/dev/userfaultfd", O_RDWR | O_CLOEXEC)
+    cdef int device
+    if ours < 0:
+        return -EPERM
+    device = send_fd(child, pidfd, ours, scratch)
+    close(ours)
+    if device < 0:
+        return device
+    fd = <int>remote_call(child, SYS_ioctl, device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)
+    remote_call(child, SYS_close, device)
+    return fd
+
+
+cdef int open_uffd(Tracee *child, int pidfd, uint64_t scratch) noexcept nogil:
+    """In full mode only: with user mode only, system calls on evicted memory would give EFAULT."""
+    cdef int fd = <int>remote_call(child, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)
+    if fd < 0:
+        fd = uffd_by_device(child, pidfd, scratch)
+    fd = place_fd(child, fd, USERSWAP_HELPER_UFFD)
+    return take_fd(pidfd, fd) if fd >= 0 else fd
+
+
+cdef int set_up_uffd(int uffd, uint64_t features, Region *region) noexcept nogil:
+    cdef uffdio_api api
+    cdef uffdio_register area
+    api.api = UFFD_API
+    api.features = features
+    if ioctl(uffd, UFFDIO_API, &api) < 0:
+        return -errno
+    area.range.start = region.staging
+    area.range.len = region.staging_length
+    area.mode = UFFDIO_REGISTER_MODE_MISSING
+    return 0 if ioctl(uffd, UFFDIO_REGISTER, &area) == 0 else -errno
+
+
+# ---- all of it ----
+
+cdef void describe(Helper *helper, Region *region) noexcept nogil:
+    cdef userswap_mailbox *mailbox = helper.mailbox
+    helper.own_start[0] = region.start
+    helper.own_end[0] = region.start + region.length
+    helper.staging = region.staging
+    helper.staging_length = region.staging_length
+    mailbox.region = region.start
+    mailbox.region_length = region.length
+    mailbox.staging = region.staging
+    mailbox.staging_length = region.staging_length
+    mailbox.uffd = USERSWAP_HELPER_UFFD
+    mailbox.magic = USERSWAP_MAILBOX_MAGIC
+
+
+cdef int set_off(Tracee *child, Region *region) noexcept nogil:
+    """Into the helper's code. The direction flag is as C expects it, the stack as after a call."""
+    cdef user_regs_struct registers = child.registers
+    registers.rip = region.code + userswap_helper_entry()
+    registers.rsp = region.mailbox - 8
+    registers.rdi = region.mailbox
+    registers.orig_rax = <unsigned long long>-1
+    registers.eflags &= ~<unsigned long long>0x400
+    if ptrace(PTRACE_SETREGS, child.tid, NULL, &registers) < 0:
+        return -errno
+    return 0 if ptrace(PTRACE_DETACH, child.tid, NULL, NULL) == 0 else -errno
+
+
+cdef int equip(Tracee *child, Helper *helper, Region *region, uint64_t features) noexcept nogil:
+    cdef int rc = cut_loose(child)
+    if rc == 0:
+        rc = fill_region(child, region)
+    if rc == 0:
+        rc = name_child(child, region.stack)
+    if rc == 0:
+        rc = make_mailbox(child, region, helper.pidfd, &helper.mailbox)
+    if rc == 0:
+        rc = shield_region(child, region)
+    if rc == 0:
+        helper.uffd = open_uffd(child, helper.pidfd, region.stack)
+        rc = helper.uffd if helper.uffd < 0 else 0
+    if rc == 0:
+        rc = set_up_uffd(helper.uffd, features, region)
+    if rc == 0:
+        describe(helper, region)
+        rc = set_off(child, region)
+    return rc
+
+
+cdef int furnish(Tracee *child, Helper *helper, uint64_t features, uint64_t staging_length) noexcept nogil:
+    cdef Region region
+    cdef int rc
+    memset(&region, 0, sizeof(region))
+    helper.pid = child.tid
+    rc = first_stop(child)
+    if rc == 0:
+        helper.pidfd = <int>syscall(SYS_pidfd_open, child.tid, 0)
+        rc = reserve_region(child, staging_length, &region) if helper.pidfd >= 0 else -errno
+    if rc == 0:
+        rc = equip(child, helper, &region, features)
+    if rc < 0 and region.start != 0:
+        remote_call(child, SYS_munmap, region.start, region.length)
+    return rc
