@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures of the tests that run whole programs."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import Programs, Runner, privileged
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """Binaries of tests/programs, compiled on demand."""
+    return Programs(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture(scope="session")
+def capable() -> Callable[[], None]:
+    """Checks once whether userswap can run here. A lack fails where everything has to run, else skips."""
+    command = [sys.executable, "-m", "userswap", "run", "--quiet", "--ram", "512M", "--", "true"]
+    probe = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    def check() -> None:
+        if probe.returncode == 0:
+            return
+        message = f"userswap cannot run here: status {probe.returncode}: {probe.stderr}"
+        if privileged():
+            pytest.fail(message)
+        pytest.skip(message)
+
+    return check
+
+
+@pytest.fixture
+def native(programs: Programs, tmp_path: Path) -> Runner:
+    """Runs programs without userswap."""
+    return Runner(programs, tmp_path)
+
+
+@pytest.fixture
+def userswap(capable: Callable[[], None], programs: Programs, tmp_path: Path) -> Runner:
+    """Runs programs under userswap."""
+    capable()
+    return Runner(programs, tmp_path)
