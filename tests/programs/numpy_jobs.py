@@ -6,12 +6,14 @@ numpy_jobs.py JOB MIB, where JOB is sort, cumsum or matmul and MIB is the size o
 
 import hashlib
 import sys
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def digest(array: "np.ndarray") -> str:  # type: ignore[type-arg]
-    return hashlib.sha256(memoryview(array).cast("B")).hexdigest()
+def digest(array: NDArray[Any]) -> str:
+    return hashlib.sha256(array.data.cast("B")).hexdigest()
 
 
 def sort(size: int) -> str:

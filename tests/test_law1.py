@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Law 1: a program never reads a byte that it did not write. One behaviour a test.
+
+Each program of tests/programs checks itself to the last byte, and says how many of the pages it is about to
+use are out of memory, so that no test passes without having tested anything.
+"""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from support import (
+    EXIT_OWN_ERROR,
+    MIB,
+    USERFAULTFD,
+    Programs,
+    Runner,
+    descriptors,
+    engine_of,
+    tree_of,
+    wait_until,
+)
+
+RAM = 64 * MIB
+BALLAST_MIB = "128"
+
+BEHAVIOURS = [
+    "fork_evicted",
+    "wipe_on_fork",
+    "exec_evicted",
+    "vfork_evicted",
+    "spawn_evicted",
+    "threads_evicted",
+    "mremap_move",
+    "mremap_grow",
+    "mremap_shrink",
+    "mremap_dontunmap",
+    "munmap_whole",
+    "munmap_partial",
+    "madvise_dontneed",
+    "madvise_free",
+    "mprotect_evicted",
+    "syscalls_evicted",
+    "uring_registered",
+    "odirect",
+    "futex_evicted",
+]
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_behaviour(userswap: Runner, programs: Programs, behaviour: str) -> None:
+    run = userswap([programs(behaviour), BALLAST_MIB], RAM, timeout=60)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") > 0, run.describe()
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_behaviour_without_userswap(native: Runner, programs: Programs, behaviour: str) -> None:
+    """The programs themselves are right: what they check holds under the kernel alone."""
+    run = native.native([programs(behaviour), BALLAST_MIB])
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") == 0, run.describe()
+
+
+def test_swap_exhausted_stops_the_program(userswap: Runner, programs: Programs, tmp_path: Path) -> None:
+    command = [programs("fill_fast"), "512", "1"]
+    run = userswap(command, RAM, timeout=60, status=EXIT_OWN_ERROR, swap=[f"{tmp_path}:64M"])
+    assert b"WRONG" not in run.stderr, run.describe()
+    assert b"ok" not in run.stdout, run.describe()
+    assert re.search(rb"^userswap: .*swap", run.stderr, re.MULTILINE), run.describe()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_engine_killed_stops_the_program(
+    userswap: Runner, programs: Programs, number: signal.Signals
+) -> None:
+    with userswap.start([programs("loop_verify"), "160"], RAM) as live:
+        live.wait_for_line("ready", 60)
+        os.kill(engine_of(live.pid), number)
+        run = live.finish(30)
+    assert run.returncode == EXIT_OWN_ERROR, run.describe()
+    assert run.number("evicted") > 0, run.describe()
+    assert b"WRONG" not in run.stderr, run.describe()
+    assert re.search(rb"^userswap: .*engine", run.stderr, re.MULTILINE), run.describe()
+
+
+def has_begun(front: int) -> bool:
+    return any(USERFAULTFD in descriptors(pid) for pid in tree_of(front))
+
+
+def test_engine_killed_while_the_program_fills(userswap: Runner, programs: Programs) -> None:
+    with userswap.start([programs("futex_evicted"), "4096"], RAM) as live:
+        wait_until(lambda: has_begun(live.pid), 30, "the engine has entered the program")
+        os.kill(engine_of(live.pid), signal.SIGKILL)
+        run = live.finish(30)
+    assert run.returncode == EXIT_OWN_ERROR, run.describe()
+    assert b"WRONG" not in run.stderr, run.describe()
+
+
+@pytest.mark.parametrize("ram", ["1M", "4M"])
+def test_ram_too_small_says_the_least(userswap: Runner, ram: str) -> None:
+    run = userswap(["true"], ram, timeout=30, status=EXIT_OWN_ERROR)
+    assert run.stdout == b""
+    assert run.stderr.count(b"\n") == 1, run.describe()
+    assert re.search(rb"\d+(\.\d+)? ?[KMG]", run.stderr.replace(ram.encode(), b"")), run.describe()

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The limit is hard: a program that fills memory faster than any disk waits, it does not overshoot."""
+
+import pytest
+
+from support import MIB, TOLERANCE, Programs, Runner
+
+RAM = 96 * MIB
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_fast_fill_stays_under_the_limit(userswap: Runner, programs: Programs, threads: int) -> None:
+    run = userswap([programs("fill_fast"), "512", str(threads)], RAM)
+    assert run.number("filled") == 512 * MIB
+    assert run.stats["pages_evicted"] * 4096 >= 512 * MIB - RAM, run.describe()
+    # The runner has checked it already; here it is what the test is about.
+    assert run.sampled.peak_bytes <= RAM * TOLERANCE, run.describe()
+    # And the limit is used: a program that was held far below it would be swapped for nothing.
+    assert run.sampled.peak_bytes >= RAM * 0.7, run.describe()
+
+
+def test_peak_in_the_statistics_is_what_is_seen_from_outside(userswap: Runner, programs: Programs) -> None:
+    run = userswap([programs("fill_fast"), "256", "2"], RAM)
+    assert run.stats["ram_limit_bytes"] == RAM
+    assert run.stats["peak_resident_bytes"] == pytest.approx(run.sampled.peak_bytes, rel=0.1), run.describe()
+
+
+def test_the_sampler_sees_what_a_program_holds(native: Runner, programs: Programs) -> None:
+    """The measure itself: what is filled is what is seen, with nothing missing and nothing twice."""
+    run = native.native([programs("fill_fast"), "256", "4"])
+    assert 256 * MIB <= run.sampled.peak_bytes < 258 * MIB, run.describe()
+
+
+def test_the_sampler_counts_shared_memory_once(native: Runner, programs: Programs) -> None:
+    """After a fork the copies are shared, a vfork child has no memory of its own: never twice as much."""
+    forked = native.native([programs("wipe_on_fork"), "256"])
+    assert 280 * MIB <= forked.sampled.peak_bytes < 284 * MIB, forked.describe()
+    borrowed = native.native([programs("vfork_evicted"), "64"])
+    assert 72 * MIB <= borrowed.sampled.peak_bytes < 74 * MIB, borrowed.describe()

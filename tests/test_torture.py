@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The torture test, short here, long by `make torture`; and that it would notice."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import MIB, Programs, Runner, tree_of, wait_until
+
+SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "30"))
+# (MiB, --ram, threads, processes, seed)
+ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
+# What it always does; O_DIRECT and io_uring too, wherever the tests run.
+OPERATIONS = {"verify", "write", "dontneed", "free", "unmap", "move", "dontunmap", "resize", "protect"}
+OPERATIONS |= {
+    "pipe",
+    "socket",
+    "file",
+    "direct",
+    "vector",
+    "ring",
+    "fork",
+    "fork_world",
+    "vfork",
+    "spawn",
+    "board",
+}
+
+
+@pytest.mark.parametrize(("mib", "ram", "threads", "processes", "seed"), ROUNDS)
+def test_no_wrong_byte(
+    userswap: Runner, programs: Programs, mib: int, ram: int, threads: int, processes: int, seed: int
+) -> None:
+    seconds = max(5, round(SECONDS / len(ROUNDS)))
+    command = [programs("torture"), *map(str, (seconds, mib, threads, processes, seed))]
+    run = userswap(command, ram, timeout=4 * seconds + 180)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    counts = json.loads(run.stdout.splitlines()[0])
+    assert not {name for name in OPERATIONS if not counts[name]}, counts
+    assert run.stats["pages_evicted"] > 10_000, run.describe()
+    assert run.stats["pages_in"] > 1000, run.describe()
+
+
+def test_without_userswap_all_is_well(native: Runner, programs: Programs) -> None:
+    """What it checks holds under the kernel alone; else a failure above would say nothing."""
+    run = native.native([programs("torture"), "5", "128", "4", "2", "7"])
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+
+
+@pytest.mark.parametrize("word", [b"\0" * 8, b"damaged!"])
+def test_it_notices_one_wrong_word(native: Runner, programs: Programs, word: bytes) -> None:
+    """One word in one page of each mapping of one process, from outside, and it stops with a report."""
+    with native.start([programs("torture"), "30", "64", "2", "1", "1"]) as live:
+        wait_until(lambda: len(tree_of(live.pid)) > 1, 10, "it has started its process")
+        worker = max(tree_of(live.pid) - {live.pid})
+        wait_until(lambda: damage(worker, word) > 0 or live.process.poll() is not None, 20, "a page is there")
+        run = live.finish(60)
+    assert run.returncode != 0
+    assert b"WRONG BYTES" in run.stderr, run.describe()
+
+
+def damage(pid: int, word: bytes) -> int:
+    """Overwrite a word in every 16th page of large private mappings; the number of words."""
+    count = 0
+    try:
+        mappings = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+            for line in mappings:
+                found = re.match(r"(\w+)-(\w+) rw-p 00000000 00:00 0 *$", line)
+                if found and int(found[2], 16) - int(found[1], 16) >= 4 * MIB:
+                    for address in range(int(found[1], 16), int(found[2], 16), 16 * 4096):
+                        memory.seek(address + 1024)
+                        count += memory.write(word) == len(word)
+    except (FileNotFoundError, ProcessLookupError, OSError):
+        return count
+    return count
+
+
+def test_usage_is_refused(programs: Programs) -> None:
+    for arguments in ([], ["1", "1", "0", "1", "1"], ["1", "64", "300", "1", "1"]):
+        run = subprocess.run([programs("torture"), *arguments], capture_output=True, timeout=10)
+        assert run.returncode == 2
+        assert run.stderr
