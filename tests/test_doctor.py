@@ -19,7 +19,7 @@ def userswap(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def unprivileged(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code as nobody, with no capability. Python itself may be readable by root only: loaded before."""
+    """Run Python code as nobody. Python itself may be readable by root only: it is loaded before."""
     load = "import os; from userswap import doctor; [look() for look in doctor.ALL]"
     script = f"{load}; os.setgid(65534); os.setuid(65534)\n{code}"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
