@@ -10,12 +10,14 @@ from posix.types cimport pid_t
 
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
-from userswap.inject cimport Helper, helper_inject
+from userswap.inject cimport USERSWAP_MOVE, Helper, helper_call, helper_end, helper_inject
 from userswap.limit cimport limit_least, limit_set
 from userswap.log cimport MAX_AREAS, log_deinit, log_init
 from userswap.mappings cimport mappings_register
 from userswap.mm cimport (
     MAX_CPUS,
+    ROOM_EVENT,
+    STOP_EVENT,
     Engine as EngineState,
     Mm,
     mm_end,
@@ -31,10 +33,13 @@ from userswap.space cimport space_deinit, space_init
 from userswap.stores cimport file_store_init
 from userswap.system cimport (
     EAGAIN,
+    EINVAL,
+    ENOMEM,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
+    EPOLLET,
     EPOLLIN,
     ESRCH,
     UFFD_FEATURE_EVENT_FORK,
@@ -81,30 +86,104 @@ cdef uint32_t _stamp_shift(int64_t limit_pages) noexcept nogil:
     return shift
 
 
-cdef int _enter(EngineState *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
-    """Makes a helper in the process and takes its memory into care. Returns 0 or -errno."""
+cdef int _bind(EngineState *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil:
+    """The helper works for this mm from now on. Returns 0 or -errno, the helper ended."""
+    cdef int maps = sys_open_proc(helper.pid, b"maps")
+    cdef int pagemap = sys_open_proc(helper.pid, b"pagemap")
+    if maps < 0 or pagemap < 0:
+        helper_end(helper)
+        return -ESRCH
+    pthread_mutex_lock(&mm.lock)
+    mm.helper = helper[0]
+    mm.maps = maps
+    mm.pagemap = pagemap
+    mm.pid = pid
+    mm.parent = 0
+    mm.entered = True
+    pthread_mutex_unlock(&mm.lock)
+    return 0
+
+
+cdef bint _same_memory(Helper *helper) noexcept nogil:
+    """Whether the helper's userfaultfd is of its own address space: only then does a move of nothing fail for
+    the reason that there is nothing (and staging is empty)."""
+    helper.mailbox.request = USERSWAP_MOVE
+    helper.mailbox.mode = 0
+    helper.mailbox.count = 1
+    helper.mailbox.items[0].dst = helper.staging
+    helper.mailbox.items[0].src = helper.staging + (1 << PAGE_SHIFT)
+    helper.mailbox.items[0].len = 1 << PAGE_SHIFT
+    return helper_call(helper) == 0 and helper.mailbox.items[0].result != -EINVAL
+
+
+cdef int _adopt(EngineState *engine, Mm *mm, pid_t pid) noexcept nogil:
+    """Makes a helper in the process if this address space, the kernel's word of a fork, is the process' own.
+
+    Returns 0, -EINVAL if it is not, or another -errno."""
+    cdef Helper helper
+    cdef int result = helper_inject(pid, mm.uffd, FEATURES, STAGING_BYTES, &helper)
+    if result != 0:
+        return result
+    close(helper.uffd)      # the mm has one
+    helper.uffd = mm.uffd
+    if not _same_memory(&helper):
+        helper_end(&helper)
+        return -EINVAL
+    return _bind(engine, mm, pid, &helper)
+
+
+cdef int _enter_new(EngineState *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
     cdef Helper helper
     cdef Mm *mm
-    cdef int result = helper_inject(pid, FEATURES, STAGING_BYTES, &helper)
+    cdef int result = helper_inject(pid, -1, FEATURES, STAGING_BYTES, &helper)
     if result != 0:
         return result
     mm = mm_make(engine, helper.uffd, pid)
     if mm == NULL:
-        return -12
-    mm.helper = helper
-    mm.maps = sys_open_proc(helper.pid, b"maps")
-    mm.pagemap = sys_open_proc(helper.pid, b"pagemap")
-    mm.entered = True
-    if mm.maps < 0 or mm.pagemap < 0 or mm_insert(engine, mm) != 0:
+        close(helper.uffd)
+        helper_end(&helper)
+        return -ENOMEM
+    result = _bind(engine, mm, pid, &helper)
+    if result == 0:
+        result = mm_insert(engine, mm)
+    if result != 0:
         mm_leave(engine, mm)
         mm_put(engine, mm)
-        return -ESRCH
+        return result
     mm_id[0] = mm.id
     mappings_register(engine, mm)
     return 0
 
 
-cdef pid_t _next_to_enter(EngineState *engine) noexcept nogil:
+cdef int _enter_forked(EngineState *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexcept nogil:
+    """Tries the address spaces of forks that are nobody's yet: those of the process' parent, then the others
+    (its parent may have died). Returns 0, -EINVAL if it has none of them, or another -errno."""
+    cdef Mm *mm
+    cdef uint32_t position
+    cdef int turn
+    cdef int result = -EINVAL
+    for turn in range(2):
+        position = 0
+        while result == -EINVAL:
+            mm = mm_next(engine, &position)
+            if mm == NULL:
+                break
+            if mm.pid == 0 and not mm.dead and (mm.parent == parent) == (turn == 0):
+                result = _adopt(engine, mm, pid)
+                if result == 0:
+                    mm_id[0] = mm.id
+                    mappings_register(engine, mm)
+            mm_put(engine, mm)
+    return result
+
+
+cdef int _enter(EngineState *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexcept nogil:
+    """Makes a helper in the process and takes its memory into care. Returns 0 or -errno."""
+    cdef int result = _enter_forked(engine, pid, parent, mm_id)
+    return _enter_new(engine, pid, mm_id) if result == -EINVAL else result
+
+
+cdef pid_t _next_to_enter(EngineState *engine, pid_t *parent) noexcept nogil:
     """The largest process that is to be entered, or 0."""
     cdef uint32_t at
     cdef pid_t pid = 0
@@ -116,6 +195,7 @@ cdef pid_t _next_to_enter(EngineState *engine) noexcept nogil:
         if process.anonymous > most and process_wants_entry(engine, process):
             most = process.anonymous
             pid = process.pid
+            parent[0] = process.parent
     pthread_mutex_unlock(&engine.tree.lock)
     return pid
 
@@ -175,6 +255,7 @@ cdef class Engine:
         engine.mm_serial = 1
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
+        pthread_mutex_init(&engine.deferred_lock, NULL)
         if space_init(&engine.space) != 0 or log_init(&engine.log, &engine.space) != 0:
             raise EngineError("no memory for the swapper space")
         self._add_areas(areas)
@@ -197,19 +278,23 @@ cdef class Engine:
         cdef int cpus = min(os.sysconf("SC_NPROCESSORS_ONLN"), MAX_CPUS)
         engine.attention = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         engine.stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        engine.room_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         engine.own_statm = sys_open_proc(getpid(), b"statm")
         engine.front_statm = sys_open_proc(front_pid, b"statm")
         engine.zeros = <unsigned char *>sys_reserve(BLOCK_BYTES)
-        if (min(engine.attention, engine.stop_event, engine.own_statm, engine.front_statm) < 0
+        if (min(engine.attention, engine.stop_event, engine.room_event, engine.own_statm, engine.front_statm) < 0
                 or engine.zeros == NULL or tree_init(&engine.tree, getpid()) != 0):
             raise EngineError(f"the engine cannot start: {os.strerror(errno)}")
-        event.events = EPOLLIN
-        event.data.u64 = 0
         for cpu in range(cpus):
             engine.epolls[cpu] = epoll_create1(EPOLL_CLOEXEC)
             if engine.epolls[cpu] < 0:
                 raise EngineError(f"the engine cannot start: {os.strerror(errno)}")
+            event.events = EPOLLIN
+            event.data.u64 = STOP_EVENT
             epoll_ctl(engine.epolls[cpu], EPOLL_CTL_ADD, engine.stop_event, &event)
+            event.events = EPOLLIN | EPOLLET
+            event.data.u64 = ROOM_EVENT
+            epoll_ctl(engine.epolls[cpu], EPOLL_CTL_ADD, engine.room_event, &event)
             engine.cpus += 1
 
     def watch(self, root_pid):
@@ -230,6 +315,7 @@ cdef class Engine:
         program must be stopped."""
         cdef EngineState *engine = self._state
         cdef pid_t pid
+        cdef pid_t parent = 0
         cdef uint32_t mm_id = 0
         cdef int result
         cdef bint alone
@@ -241,8 +327,8 @@ cdef class Engine:
             raise EngineError((<bytes>engine.reason).decode(errors="replace"))
         while True:
             with nogil:
-                pid = _next_to_enter(engine)
-                result = _enter(engine, pid, &mm_id) if pid != 0 else 0
+                pid = _next_to_enter(engine, &parent)
+                result = _enter(engine, pid, parent, &mm_id) if pid != 0 else 0
                 alone = _entered(engine, pid, mm_id, result) if pid != 0 else False
             if alone:
                 self._left_alone.append((pid, _name(pid), os.strerror(-result)))

@@ -18,11 +18,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
-from userswap.limit cimport room_left, room_take, room_wait
+from userswap.limit cimport room_awaited, room_left, room_take
 from userswap.log cimport log_free_slots, log_pin, log_read, log_unpin
 from userswap.mm cimport (
     MAX_WORKERS,
-    Counters,
+    ROOM_EVENT,
+    Deferred,
     Pending,
     engine_stop,
     entry_put,
@@ -589,15 +590,25 @@ cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef uint64_t page = message.arg.pagefault.address >> PAGE_SHIFT
     cdef uint64_t flags = message.arg.pagefault.flags
     cdef int result = -EAGAIN
-    add_i64(&worker.engine.counters.faults, 1)
     while result == -EAGAIN and not worker.engine.stopping:
-        if not (flags & UFFD_PAGEFAULT_FLAG_WP) and not mm.unsharing:
-            room_wait(worker.engine)
+        if not (flags & UFFD_PAGEFAULT_FLAG_WP) and not mm.unsharing and room_left(worker.engine) < 1:
+            _defer(worker.engine, mm, message)
+            return
         pthread_mutex_lock(&mm.lock)
         result = _serve_once(worker, mm, page, flags)
         pthread_mutex_unlock(&mm.lock)
         if result == -EAGAIN:
             mm_drain(worker.engine, mm, worker)
+    add_i64(&worker.engine.counters.faults, 1)
+
+
+cdef void _serve_pending(Worker *worker, Mm *mm) noexcept nogil:
+    """Serves what mm_drain has kept while something else was served."""
+    cdef uffd_msg message
+    while worker.pending.count > 0 and not worker.engine.stopping:
+        worker.pending.count -= 1
+        message = worker.pending.messages[worker.pending.count]
+        _serve(worker, mm, &message)
 
 
 cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
@@ -605,15 +616,61 @@ cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
     cdef uffd_msg message
     cdef int found = 1
     while found and not worker.engine.stopping:
-        if worker.pending.count > 0:
-            worker.pending.count -= 1
-            message = worker.pending.messages[worker.pending.count]
-        else:
-            pthread_mutex_lock(&mm.lock)
-            found = _read_message(worker.engine, mm, &message)
-            pthread_mutex_unlock(&mm.lock)
+        pthread_mutex_lock(&mm.lock)
+        found = _read_message(worker.engine, mm, &message)
+        pthread_mutex_unlock(&mm.lock)
         if found:
             _serve(worker, mm, &message)
+            _serve_pending(worker, mm)
+
+
+# ---- faults that wait for room
+
+cdef void _defer(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
+    cdef uint32_t room
+    cdef void *grown
+    pthread_mutex_lock(&engine.deferred_lock)
+    if engine.deferred_end == engine.deferred_room:
+        room = 2 * engine.deferred_room + 256
+        grown = realloc(engine.deferred, room * sizeof(Deferred))
+        if grown == NULL:
+            pthread_mutex_unlock(&engine.deferred_lock)
+            engine_stop(engine, b"no memory for messages", 0)
+            return
+        engine.deferred = <Deferred *>grown
+        engine.deferred_room = room
+    engine.deferred[engine.deferred_end].mm_id = mm.id
+    engine.deferred[engine.deferred_end].message = message[0]
+    engine.deferred_end += 1
+    pthread_mutex_unlock(&engine.deferred_lock)
+    room_awaited(engine)
+
+
+cdef bint _take_deferred(Engine *engine, Deferred *fault) noexcept nogil:
+    cdef bint found
+    pthread_mutex_lock(&engine.deferred_lock)
+    found = engine.deferred_first < engine.deferred_end
+    if found:
+        fault[0] = engine.deferred[engine.deferred_first]
+        engine.deferred_first += 1
+    if engine.deferred_first == engine.deferred_end:
+        engine.deferred_first = 0
+        engine.deferred_end = 0
+    pthread_mutex_unlock(&engine.deferred_lock)
+    return found
+
+
+cdef void _serve_deferred(Worker *worker) noexcept nogil:
+    """There is room again: the oldest first, as long as it lasts."""
+    cdef Engine *engine = worker.engine
+    cdef Deferred fault
+    cdef Mm *mm
+    while room_left(engine) > 0 and not engine.stopping and _take_deferred(engine, &fault):
+        mm = mm_get(engine, fault.mm_id)
+        if mm != NULL:
+            _serve(worker, mm, &fault.message)
+            _serve_pending(worker, mm)
+            mm_put(engine, mm)
 
 
 # ---- threads
@@ -627,6 +684,9 @@ cdef void *_worker_main(void *argument) noexcept nogil:
     sys_pin_to_cpu(worker.cpu)
     while not engine.stopping:
         if epoll_wait(engine.epolls[worker.cpu], &event, 1, -1) != 1:
+            continue
+        if event.data.u64 == ROOM_EVENT:
+            _serve_deferred(worker)
             continue
         mm = mm_get(engine, <uint32_t>event.data.u64)
         if mm != NULL:

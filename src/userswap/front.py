@@ -19,6 +19,7 @@ from contextlib import suppress
 from userswap import libc, tree
 from userswap.channel import Channel
 from userswap.errors import EXIT_OWN_ERROR
+from userswap.guard import keep_or_release, leave_guard
 from userswap.launch import FORWARDED
 
 _SI_KERNEL = 0x80
@@ -99,11 +100,6 @@ class Front:
                 self._program_pid, self._program = int(words[1]), fds[0]
                 for number in self._early:
                     self._hand_on(number)
-            elif words[0] == "hold":
-                self._release(words[1])
-                self._held[words[1]] = fds[0]
-            elif words[0] == "release":
-                self._release(words[1])
             elif words[0] == "stopped":
                 self._stop_due = int(words[1])
                 self._continue_due = False
@@ -111,13 +107,13 @@ class Front:
                 self._stop_due = 0
                 self._continue_due = False
             elif words[0] == "exit":
+                self._exit = int(words[1])
                 if words[2] == "over":  # nothing of the run is left behind us
                     os.waitpid(self._engine_pid, 0)
-                self._exit = int(words[1])
-
-    def _release(self, key: str) -> None:
-        if key in self._held:
-            os.close(self._held.pop(key))
+                else:
+                    leave_guard(self._engine_pid, self._channel, self._held)
+            else:
+                keep_or_release(self._held, words, fds)
 
     def _stop_if_due(self) -> None:
         """As the program did. Returns when we are continued."""

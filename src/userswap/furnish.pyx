@@ -299,13 +299,22 @@ cdef int open_uffd(Tracee *child, int pidfd, uint64_t scratch) noexcept nogil:
     return take_fd(pidfd, fd) if fd >= 0 else fd
 
 
-cdef int set_up_uffd(int uffd, uint64_t features, Region *region) noexcept nogil:
+cdef int pass_uffd(Tracee *child, int pidfd, int uffd, uint64_t scratch) noexcept nogil:
+    """One that the kernel made for a fork child: the helper gets a copy of ours."""
+    cdef int fd = place_fd(child, send_fd(child, pidfd, uffd, scratch), USERSWAP_HELPER_UFFD)
+    return take_fd(pidfd, fd) if fd >= 0 else fd
+
+
+cdef int enable_uffd(int uffd, uint64_t features) noexcept nogil:
     cdef uffdio_api api
-    cdef uffdio_register area
     api.api = UFFD_API
     api.features = features
-    if ioctl(uffd, UFFDIO_API, &api) < 0:
-        return -errno
+    return 0 if ioctl(uffd, UFFDIO_API, &api) == 0 else -errno
+
+
+cdef int register_staging(int uffd, Region *region) noexcept nogil:
+    """-EINVAL when the userfaultfd is of another address space."""
+    cdef uffdio_register area
     area.range.start = region.staging
     area.range.len = region.staging_length
     area.mode = UFFDIO_REGISTER_MODE_MISSING
@@ -341,7 +350,7 @@ cdef int set_off(Tracee *child, Region *region) noexcept nogil:
     return 0 if ptrace(PTRACE_DETACH, child.tid, NULL, NULL) == 0 else -errno
 
 
-cdef int equip(Tracee *child, Helper *helper, Region *region, uint64_t features) noexcept nogil:
+cdef int equip(Tracee *child, Helper *helper, Region *region, int uffd, uint64_t features) noexcept nogil:
     cdef int rc = cut_loose(child)
     if rc == 0:
         rc = fill_region(child, region)
@@ -352,17 +361,20 @@ cdef int equip(Tracee *child, Helper *helper, Region *region, uint64_t features)
     if rc == 0:
         rc = shield_region(child, region)
     if rc == 0:
-        helper.uffd = open_uffd(child, helper.pidfd, region.stack)
+        helper.uffd = open_uffd(child, helper.pidfd, region.stack) if uffd < 0 else pass_uffd(
+            child, helper.pidfd, uffd, region.stack)
         rc = helper.uffd if helper.uffd < 0 else 0
+    if rc == 0 and uffd < 0:
+        rc = enable_uffd(helper.uffd, features)
     if rc == 0:
-        rc = set_up_uffd(helper.uffd, features, region)
+        rc = register_staging(helper.uffd, region)
     if rc == 0:
         describe(helper, region)
         rc = set_off(child, region)
     return rc
 
 
-cdef int furnish(Tracee *child, Helper *helper, uint64_t features, uint64_t staging_length) noexcept nogil:
+cdef int furnish(Tracee *child, Helper *helper, int uffd, uint64_t features, uint64_t staging_length) noexcept nogil:
     cdef Region region
     cdef int rc
     memset(&region, 0, sizeof(region))
@@ -372,7 +384,7 @@ cdef int furnish(Tracee *child, Helper *helper, uint64_t features, uint64_t stag
         helper.pidfd = <int>syscall(SYS_pidfd_open, child.tid, 0)
         rc = reserve_region(child, staging_length, &region) if helper.pidfd >= 0 else -errno
     if rc == 0:
-        rc = equip(child, helper, &region, features)
+        rc = equip(child, helper, &region, uffd, features)
     if rc < 0 and region.start != 0:
         remote_call(child, SYS_munmap, region.start, region.length)
     return rc

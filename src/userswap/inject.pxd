@@ -53,6 +53,8 @@ cdef struct Helper:
     uint64_t stopped_ns         # how long the target's thread was held (its other threads ran on)
 
 # Put a helper into `target` (a process, not a thread), open a userfaultfd in it and give it `uffd_features`.
+# With `uffd` >= 0 that one is used instead, which the kernel made when a process with a helper forked; the
+# engine gets one more copy of it. -EINVAL then also means that it is another process'.
 # 0 or -errno; on failure nothing stays behind and `out` is as it was. Waits for at most some seconds.
 #   -ESRCH    gone, or a zombie             -EPERM    another user's, Yama, no full userfaultfd
 #   -EBUSY    traced by someone else        -ENOEXEC  runs 32-bit code
@@ -60,7 +62,7 @@ cdef struct Helper:
 #   -EACCES   a sandbox or a rule against new code      -EINVAL   no such `uffd_features` here
 # No other thread of the caller may wait for any child, or for the target, in the meantime: it would be told
 # of our stops. Watch programs by pidfd, and reap them once they are dead.
-cdef int helper_inject(pid_t target, uint64_t uffd_features, uint64_t staging_length,
+cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length,
                        Helper *out) noexcept nogil
 
 # Carry out the request in the mailbox. One caller at a time. 0 when the helper has answered (see the items

@@ -114,6 +114,7 @@ cdef struct Candidate:
 
 cdef struct Job:
     Helper helper
+    int uffd                # one to use, or -1
     uint64_t features
     uint64_t staging_length
     int error
@@ -399,7 +400,7 @@ cdef int inject(Job *job) noexcept nogil:
     # Even if something went wrong with the thread since, the clone is there and has to be dealt with.
     child.instruction = victim.instruction
     child.options = victim.options
-    rc = furnish(&child, &job.helper, job.features, job.staging_length)
+    rc = furnish(&child, &job.helper, job.uffd, job.features, job.staging_length)
     return try_out(&job.helper) if rc == 0 else rc
 
 
@@ -437,13 +438,14 @@ cdef int run_tracer(Job *job) noexcept nogil:
     return job.error
 
 
-cdef int helper_inject(pid_t target, uint64_t uffd_features, uint64_t staging_length,
+cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length,
                        Helper *out) noexcept nogil:
     cdef Job job
     cdef int rc
     if staging_length == 0 or staging_length % PAGE != 0:
         return -EINVAL
     memset(&job, 0, sizeof(job))
+    job.uffd = uffd
     job.features = uffd_features
     job.staging_length = staging_length
     job.helper.target = target

@@ -24,7 +24,7 @@ cdef class Attached:
     def __init__(self, int target, uint64_t features=0, uint64_t staging_length=2 << 20):
         cdef int rc
         with nogil:
-            rc = helper_inject(target, features, staging_length, &self.helper)
+            rc = helper_inject(target, -1, features, staging_length, &self.helper)
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
 

@@ -8,7 +8,8 @@ from userswap.mm cimport Engine
 cdef int64_t room_left(Engine *engine) noexcept nogil
 cdef void room_take(Engine *engine, int64_t pages) noexcept nogil
 cdef void room_give(Engine *engine, int64_t pages) noexcept nogil
-cdef void room_wait(Engine *engine) noexcept nogil
+cdef void room_awaited(Engine *engine) noexcept nogil
+cdef void room_check_stuck(Engine *engine) noexcept nogil
 cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted, int64_t dropped) noexcept nogil
 cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil
 cdef bint limit_near(Engine *engine) noexcept nogil

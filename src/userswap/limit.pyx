@@ -20,9 +20,9 @@ from userswap.system cimport (
     load_i64,
     load_u32,
     store_i64,
-    sys_futex_wait,
     sys_futex_wake,
     sys_now_us,
+    sys_signal_eventfd,
 )
 from userswap.types cimport BLOCK_PAGES
 
@@ -60,38 +60,41 @@ cdef void room_take(Engine *engine, int64_t pages) noexcept nogil:
         sys_futex_wake(&engine.evict_wanted)
 
 
+cdef bint _anyone_waits(Engine *engine) noexcept nogil:
+    return load_u32(&engine.deferred_end) != load_u32(&engine.deferred_first)
+
+
 cdef void room_give(Engine *engine, int64_t pages) noexcept nogil:
     add_i64(&engine.resident, -pages)
     add_i64(&engine.dropped, pages)
     engine.progress_at = sys_now_us()
-    add_u32(&engine.room_changed, 1)
-    if load_u32(&engine.room_waiters) > 0:
-        sys_futex_wake(&engine.room_changed)
+    if _anyone_waits(engine):
+        sys_signal_eventfd(engine.room_event)
 
 
-cdef void room_wait(Engine *engine) noexcept nogil:
-    """Returns when a page may be put in place. Call without locks: the evictor needs them."""
-    cdef uint32_t seen
-    cdef uint64_t since = 0
-    while room_left(engine) < 1 and not engine.stopping:
-        if since == 0:
-            since = sys_now_us()
-            add_i64(&engine.counters.limit_waits, 1)
-        seen = load_u32(&engine.room_changed)
-        add_u32(&engine.room_waiters, 1)
-        add_u32(&engine.evict_wanted, 1)
-        sys_futex_wake(&engine.evict_wanted)
-        if room_left(engine) < 1:
-            sys_futex_wait(&engine.room_changed, seen, 100000)
-        add_u32(&engine.room_waiters, <uint32_t>-1)
-        if sys_now_us() - max(since, engine.progress_at) > STUCK_US:
-            engine_stop(engine, b"the memory in use cannot be brought under the limit: MiB that cannot be evicted",
-                        load_i64(&engine.resident) >> 8)
+cdef void room_awaited(Engine *engine) noexcept nogil:
+    """A fault has just been put among those that wait for room."""
+    add_i64(&engine.counters.limit_waits, 1)
+    add_u32(&engine.evict_wanted, 1)
+    sys_futex_wake(&engine.evict_wanted)
+    if room_left(engine) > 0:       # it came between the look and the wait
+        sys_signal_eventfd(engine.room_event)
+
+
+cdef void room_check_stuck(Engine *engine) noexcept nogil:
+    """Stops the program when faults have waited too long without anything being evicted."""
+    cdef uint64_t now = sys_now_us()
+    if not _anyone_waits(engine):
+        engine.waited_since = 0
+    elif engine.waited_since == 0:
+        engine.waited_since = now
+    elif now - max(engine.waited_since, engine.progress_at) > STUCK_US:
+        engine_stop(engine, b"the memory in use cannot be brought under the limit: MiB that cannot be evicted",
+                    load_i64(&engine.resident) >> 8)
 
 
 cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted, int64_t dropped) noexcept nogil:
     """Takes a sample of what is in use; `granted` and `dropped` are the engine's as they were before it."""
-    cdef int64_t before = load_i64(&engine.resident)
     cdef int64_t now = pages + load_i64(&engine.granted) - granted
     store_i64(&engine.resident, now)
     if pages > engine.resident_peak:
@@ -99,6 +102,5 @@ cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted, int64_t d
     if now > engine.low:
         add_u32(&engine.evict_wanted, 1)
         sys_futex_wake(&engine.evict_wanted)
-    if now < before and load_u32(&engine.room_waiters) > 0:
-        add_u32(&engine.room_changed, 1)
-        sys_futex_wake(&engine.room_changed)
+    if now < engine.high and _anyone_waits(engine):
+        sys_signal_eventfd(engine.room_event)

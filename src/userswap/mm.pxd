@@ -17,6 +17,8 @@ cdef enum:
     MAX_CPUS = 256
     MAX_WORKERS = 512
     REASON_BYTES = 256
+    STOP_EVENT = 0          # what an epoll reports that is no mm's id
+    ROOM_EVENT = 0x7FFFFFFF
 
 # Counters, added to with add_i64; the names are those of the statistics.
 cdef struct Counters:
@@ -87,6 +89,10 @@ cdef struct Pending:        # page fault messages that a thread has read and not
     uint32_t count
     uint32_t room
 
+cdef struct Deferred:
+    uint32_t mm_id
+    uffd_msg message
+
 cdef struct Worker:
     Engine *engine
     int cpu
@@ -109,12 +115,18 @@ cdef struct Engine:
     int64_t high            # a fault waits above it
     int64_t granted         # all pages ever put in place by the engine
     int64_t dropped         # all pages ever evicted and dropped
-    uint32_t room_changed   # futex: resident went down
-    uint32_t room_waiters
+    # Faults that wait for room, oldest first. A thread that has one goes on to other faults.
+    pthread_mutex_t deferred_lock
+    Deferred *deferred
+    uint32_t deferred_first
+    uint32_t deferred_end
+    uint32_t deferred_room
+    int room_event          # eventfd: there is room, or more of it
     uint32_t evict_wanted   # futex: resident went above low
     uint32_t evict_done     # futex: a batch of CACHED entries has been packed
     uint64_t evict_clock    # pages evicted
     uint32_t stamp_shift    # pages of the eviction clock to its 12-bit stamp
+    uint64_t waited_since   # us: when the monitor first saw faults wait, 0 if none does
     uint64_t progress_at    # us: when something was last evicted
     pthread_t evictor
     pthread_t writer

@@ -8,7 +8,7 @@ that is a few times a second far below the limit, and once a millisecond near it
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.limit cimport limit_near, room_sampled
+from userswap.limit cimport limit_near, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
 from userswap.system cimport (
@@ -39,27 +39,18 @@ cdef enum:
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
     INTERVAL_MAX_US = 250000
     INTERVAL_MIN_US = 1000
+    SETTLE_US = 20000
     ENTER_PAGES = 512           # smaller processes are not worth a helper
     RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
 
 
 cdef bint process_wants_entry(Engine *engine, Process *process) noexcept nogil:
     """Whether a helper is to be made in the process. Tree.lock is held."""
-    cdef Mm *mm
-    cdef uint32_t position = 0
-    cdef bint child_of_fork = False
     if (process.gone or process.mm_id != 0 or process.shares or process.helper or process.left_alone != 0
             or process.anonymous < ENTER_PAGES):
         return False
-    # A forked child whose address space is served already is not entered a second time. It has no name of
-    # its own yet: while its parent has such children, none of them is entered.
-    while not child_of_fork:
-        mm = mm_next(engine, &position)
-        if mm == NULL:
-            break
-        child_of_fork = mm.pid == 0 and mm.parent == process.parent
-        mm_put(engine, mm)
-    return not child_of_fork
+    # Most forked children end or run another program in a moment.
+    return not engine.counters.forks or sys_now_us() - process.found_at > SETTLE_US
 
 
 cdef void _leave(Engine *engine, Process *process) noexcept nogil:
@@ -133,6 +124,7 @@ cdef bint _tick(Engine *engine) noexcept nogil:
         if near and process_wants_entry(engine, &engine.tree.processes[at]):
             wanted = True
     tree_forget_gone(&engine.tree)
+    room_check_stuck(engine)
     pthread_mutex_unlock(&engine.tree.lock)
     _end_dead(engine)
     if wanted:

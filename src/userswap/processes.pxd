@@ -23,6 +23,7 @@ cdef struct Process:
     bint gone
     int left_alone          # errno of why it cannot be entered, 0 if it can or was not tried
     int tries
+    uint64_t found_at       # us
     char name[16]
 
 cdef struct Tree:

@@ -102,6 +102,7 @@ cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
     process.pid = pid
     process.parent = parent
     process.statm = statm
+    process.found_at = sys_now_us()
     process.shares = parent != tree.root and sys_same_memory(pid, parent) == 1
     _read_name(process)
     return process

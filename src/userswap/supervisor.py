@@ -12,9 +12,10 @@ any process of the tree lives; so it knows when it may go.
 import os
 import select
 import signal
+import time
 from collections.abc import Sequence
 
-from userswap import launch, libc, statistics, tree
+from userswap import guard, launch, libc, statistics, tree
 from userswap.areas import Area, abandon_areas, release_areas
 from userswap.channel import Channel
 from userswap.errors import EXIT_OWN_ERROR, UserswapError
@@ -37,6 +38,7 @@ class Supervisor:
         self._stats_path = stats_path
         self._quiet = quiet
         self._program = 0
+        self._started = 0.0
         self._status: int | None = None  # the program's exit status, once it has ended
         self._told = False  # the front process knows it
         self._poller = select.poll()
@@ -57,6 +59,7 @@ class Supervisor:
     def _run(self, ram_limit_bytes: int, command: list[str], inherited: launch.Inherited) -> None:
         libc.become_subreaper()
         engine = self._make_engine(ram_limit_bytes)
+        self._started = time.monotonic()
         self._program, pipe = launch.fork_program(command, inherited)
         self._leave_terminal()
         inherited.detach()
@@ -100,8 +103,10 @@ class Supervisor:
                     self._end_well(engine)
                     return
                 if not self._told:
-                    self._tell(engine, "staying")
-                    self._let_go()
+                    self._report(engine)
+                    self._send(f"exit {self._status} staying")
+                    self._told = True
+                    guard.let_go_of_everything()
             self._poller.poll()
 
     def _pass_on_keeps(self, engine: "Engine") -> None:
@@ -132,7 +137,7 @@ class Supervisor:
 
     def _continue_front(self) -> None:
         """The front process stopped with the program; who continued the program may not have told it."""
-        if self._channel is not None:
+        if self._channel is not None and not self._told:
             front = tree.look_at(os.getppid())
             if front is not None and front.state == "T":
                 os.kill(front.pid, signal.SIGCONT)
@@ -149,18 +154,12 @@ class Supervisor:
         engine.close()
         tree.kill_descendants()  # helpers that outlived their processes
         release_areas(self._areas)
-        if not self._told:
-            self._send(f"exit {self._status} over")
-            self._told = True
+        self._send("over" if self._told else f"exit {self._status} over")
         self._flush_at_end()
 
-    def _tell(self, engine: "Engine", how: str) -> None:
-        self._report(engine)
-        self._send(f"exit {self._status} {how}")
-        self._told = True
-
     def _report(self, engine: "Engine") -> None:
-        counts, left_alone = engine.statistics(), engine.left_alone()
+        counts = {**engine.statistics(), "wall_seconds": time.monotonic() - self._started}
+        left_alone = engine.left_alone()
         if not self._quiet:
             complain(statistics.summary(counts, left_alone))
         if self._stats_path is not None:
@@ -169,18 +168,12 @@ class Supervisor:
             except UserswapError as error:
                 complain(str(error))
 
-    def _let_go(self) -> None:
-        """The program has ended, some of its children live on: nobody may wait for us meanwhile."""
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(null, 2)
-        os.close(null)
-        os.chdir("/")
-
     def _end(self, line: str, status: int) -> None:
         """End in failure, with the tree."""
         tree.kill_descendants()
         if self._told:
-            _log(line)
+            guard.log(line)
+            self._send("over")
         else:
             complain(line)
             if self._status is None and self._areas:
@@ -244,10 +237,3 @@ def _drain(fd: int) -> None:
             pass
     except BlockingIOError:
         pass
-
-
-def _log(line: str) -> None:
-    import syslog
-
-    syslog.openlog("userswap", syslog.LOG_PID)
-    syslog.syslog(syslog.LOG_ERR, line)
