@@ -38,16 +38,17 @@ def userswap(request: pytest.FixtureRequest) -> list[str]:
 def nothing_left() -> Iterator[None]:
     yield
     wait_until(lambda: not engines(), "engine processes were left behind")
+    wait_until(lambda: not engines("userswap-guard"), "guards were left behind")
 
 
-def engines() -> list[int]:
-    """Engine processes that this test process started."""
+def engines(name_wanted: str = "userswap-engine") -> list[int]:
+    """Engine processes, or guards, of this test."""
     found = []
     for name in os.listdir("/proc"):
         try:
             comm = Path(f"/proc/{name}/comm").read_text().strip()
             marker = f"PYTEST_CURRENT_TEST={os.environ['PYTEST_CURRENT_TEST'].rpartition(' ')[0]}".encode()
-            if comm == "userswap-engine" and marker in Path(f"/proc/{name}/environ").read_bytes():
+            if comm == name_wanted and marker in Path(f"/proc/{name}/environ").read_bytes():
                 found.append(int(name))
         except OSError:
             pass
@@ -537,6 +538,22 @@ def test_children_outlive_the_program(userswap: list[str], tmp_path: Path) -> No
     assert finish([*words, "true"]).returncode == 0
 
 
+def test_engine_killed_after_the_program_has_ended(userswap: list[str]) -> None:
+    script = "(sleep 1001 & setsid sleep 1002 & echo $!; wait) > /dev/null 2>&1 & echo $!"
+    process = start([*userswap, "sh", "-c", script])
+    child = int(line_of(process))
+    assert end(process) == (0, "", "")
+    children = Path(f"/proc/{child}/task/{child}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2, "the children do not start")
+    pids = [child, *map(int, children.read_text().split())]
+    wait_until(lambda: engines("userswap-guard"), "there is no guard")
+    (guard,) = engines("userswap-guard")
+    wait_until(lambda: len(os.listdir(f"/proc/{guard}/fd")) >= 4 + len(pids), "the guard does not know them")
+    (engine,) = engines()
+    os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: all(map(gone, pids)), "children live on without their engine")
+
+
 def test_area_is_free_at_once_after_a_run(userswap: list[str], tmp_path: Path) -> None:
     words = [*userswap[:-1], "--swap", f"{tmp_path / 'area'}:64M", "--"]
     for _ in range(5):
@@ -559,6 +576,7 @@ def test_summary_and_statistics(userswap: list[str], tmp_path: Path) -> None:
     assert counts["ram_limit_bytes"] == 256 << 20
     assert counts["processes_left_alone"] == []
     assert counts["faults"] == 0
+    assert 0 < counts["wall_seconds"] < PATIENCE_SECONDS
 
 
 def test_traced_program_is_refused(userswap: list[str]) -> None:
