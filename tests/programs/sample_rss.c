@@ -256,7 +256,9 @@ static bool exact_sum(size_t *sum)
 	for (const struct process *p = table; p < table + used; p++) {
 		struct process again = *p;
 
-		if (p->ours && p->bytes && (!read_stat(&again) || again.flags != p->flags || again.state == 'Z'))
+		if (!p->ours || !p->bytes)
+			continue;
+		if (!read_stat(&again) || (again.flags ^ p->flags) & FORKED_NO_EXEC || again.state == 'Z')
 			return false;
 	}
 	return true;
