@@ -20,6 +20,7 @@ from libc.string cimport memcpy
 
 from userswap.limit cimport room_awaited, room_left, room_take
 from userswap.log cimport log_free_slots, log_pin, log_read, log_unpin
+from userswap.mappings cimport mappings_unshared
 from userswap.mm cimport (
     MAX_WORKERS,
     ROOM_EVENT,
@@ -136,7 +137,9 @@ cdef struct Fill:
 # ---- events, with Mm.lock held
 
 cdef void _forked(Engine *engine, Mm *mm, int uffd) noexcept nogil:
-    cdef Mm *child = mm_fork(engine, mm, uffd)
+    cdef Mm *child
+    mappings_unshared(engine, mm)
+    child = mm_fork(engine, mm, uffd)
     add_i64(&engine.counters.forks, 1)
     if child == NULL or mm_insert(engine, child) != 0:
         engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
@@ -225,6 +228,8 @@ cdef void _mark_touched(Engine *engine, Mm *mm, uint64_t page, uint64_t count, u
         if table_set(mm.table, at, present_value(age, 0)) != 0:
             engine_stop(engine, b"no memory for a page table", 0)
             return
+    if count > 0 and range_end(mm, page) == page + 1:
+        range_add(mm, page, page + count)       # a mapping that grew where it was
     mm.present += <int64_t>count
     room_take(engine, <int64_t>count)
     add_i64(&engine.counters.pages_first_touched, <int64_t>count)

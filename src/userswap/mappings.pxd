@@ -3,4 +3,5 @@
 
 from userswap.mm cimport Engine, Mm
 
+cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil

@@ -11,9 +11,11 @@ given back by an event that we read later.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport strncmp
+from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
+from libc.stdlib cimport realloc
+from libc.string cimport strncmp, strstr
 
-from userswap.mm cimport engine_stop, range_add, range_end
+from userswap.mm cimport Range, engine_stop, mm_forget, range_add, range_end
 from userswap.pagetable cimport table_get, table_set
 from userswap.system cimport (
     PROCMAP_QUERY_FILE_BACKED_VMA,
@@ -78,11 +80,63 @@ cdef void _mark_present(Engine *engine, Mm *mm, uint64_t start, uint64_t end) no
                 mm.present += 1
 
 
+cdef void _forget_uncovered(Engine *engine, Mm *mm, uint64_t page, uint64_t end) noexcept nogil:
+    """What a table knows of pages outside its ranges is of a mapping that is gone."""
+    cdef uint32_t at = 0
+    while page < end:
+        while at < mm.range_count and mm.ranges[at].end <= page:
+            at += 1
+        if at == mm.range_count or mm.ranges[at].start >= end:
+            mm_forget(engine, mm, page, end - page)
+            return
+        if mm.ranges[at].start > page:
+            mm_forget(engine, mm, page, mm.ranges[at].start - page)
+        page = mm.ranges[at].end
+
+
+cdef bint _unshared_add(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef void *grown
+    if mm.unshared_count == mm.unshared_room:
+        grown = realloc(mm.unshared, (2 * mm.unshared_room + 16) * sizeof(Range))
+        if grown == NULL:
+            return False
+        mm.unshared = <Range *>grown
+        mm.unshared_room = 2 * mm.unshared_room + 16
+    mm.unshared[mm.unshared_count].start = start
+    mm.unshared[mm.unshared_count].end = end
+    mm.unshared_count += 1
+    return True
+
+
+cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
+    """Notes which mappings a fork does not copy (MADV_DONTFORK, MADV_WIPEONFORK): only smaps tells. An mm without
+    a helper keeps what it has inherited. Mm.lock is held; a fork is under way."""
+    cdef char line[512]
+    cdef unsigned long start = 0, end = 0
+    cdef FILE *smaps
+    if not mm.entered:
+        return
+    snprintf(line, sizeof(line), b"/proc/%d/smaps", <int>mm.helper.pid)
+    smaps = fopen(line, b"re")
+    if smaps == NULL:
+        return
+    mm.unshared_count = 0
+    while fgets(line, sizeof(line), smaps) != NULL:
+        if strncmp(line, b"VmFlags:", 8) == 0:
+            if (strstr(line, b" dc") != NULL or strstr(line, b" wf") != NULL) and not _unshared_add(
+                    mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT):
+                engine_stop(engine, b"no memory for a page table", 0)
+        elif line[0] < c'A' or line[0] > c'Z':
+            sscanf(line, b"%lx-%lx", &start, &end)
+    fclose(smaps)
+
+
 cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nogil:
     cdef uint64_t start = mapping.vma_start
     cdef uint64_t end = mapping.vma_end
     if sys_uffd_register(mm.uffd, start, end - start) != 0:
         return
+    _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     range_add(mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     _mark_present(engine, mm, start, end)
 

@@ -66,6 +66,9 @@ cdef struct Mm:
     Range *ranges           # sorted, disjoint, not touching
     uint32_t range_count
     uint32_t range_room
+    Range *unshared         # what its fork children do not get, or get wiped; refreshed at each fork
+    uint32_t unshared_count
+    uint32_t unshared_room
     int64_t present         # pages that are PRESENT
     int64_t swapped         # pages with an offset that are not
     uint64_t hand           # reclaim's, a page

@@ -6,8 +6,8 @@ its id or by mm_next owns a reference.
 """
 
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memmove
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memmove
 
 from userswap.inject cimport helper_end
 from userswap.log cimport log_freed
@@ -119,6 +119,7 @@ cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
     close(mm.uffd)
     table_free(mm.table)
     free(mm.ranges)
+    free(mm.unshared)
     pthread_mutex_destroy(&mm.lock)
     pthread_mutex_destroy(&mm.helper_lock)
     free(mm)
@@ -254,6 +255,21 @@ cdef void _fork_values(void *context, uint64_t page, uint32_t *values, uint64_t 
     pthread_mutex_unlock(&change.engine.space.lock)
 
 
+cdef void _forget_unshared(Engine *engine, Mm *parent, Mm *child) noexcept nogil:
+    """MADV_DONTFORK and MADV_WIPEONFORK: the child does not have these pages. It passes the knowledge on."""
+    cdef uint32_t at
+    cdef Range *part
+    for at in range(parent.unshared_count):
+        part = &parent.unshared[at]
+        mm_forget(engine, child, part.start, part.end - part.start)
+    child.unshared = <Range *>malloc((parent.unshared_count + 1) * sizeof(Range))
+    if child.unshared == NULL:
+        engine_stop(engine, b"no memory for a page table", 0)
+        return
+    memcpy(child.unshared, parent.unshared, parent.unshared_count * sizeof(Range))
+    child.unshared_count = child.unshared_room = parent.unshared_count
+
+
 cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil:
     """The child of a fork shares the parent's entries by count. NULL without memory.
 
@@ -273,6 +289,7 @@ cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil:
     change.mm = parent
     change.other = child
     table_visit(parent.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _fork_values, &change)
+    _forget_unshared(engine, parent, child)
     return child
 
 
