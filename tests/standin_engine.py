@@ -43,6 +43,12 @@ class Engine:
     def fileno(self) -> int:
         return self._event
 
+    def hold_entering(self) -> None:
+        pass
+
+    def release_entering(self) -> None:
+        pass
+
     def control(self) -> None:
         try:
             os.eventfd_read(self._event)

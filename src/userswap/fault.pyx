@@ -70,6 +70,7 @@ from userswap.system cimport (
     sys_name_thread,
     sys_now_us,
     sys_pin_to_cpu,
+    sys_prefer,
     sys_release,
     sys_reserve,
     sys_signal_eventfd,
@@ -687,6 +688,7 @@ cdef void *_worker_main(void *argument) noexcept nogil:
     cdef Mm *mm
     sys_name_thread(b"fault")
     sys_pin_to_cpu(worker.cpu)
+    sys_prefer(0, 1)
     while not engine.stopping:
         if epoll_wait(engine.epolls[worker.cpu], &event, 1, -1) != 1:
             continue

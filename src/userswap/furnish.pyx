@@ -12,6 +12,7 @@ from userswap.inject cimport (
     Helper, USERSWAP_HELPER_MAILBOX, USERSWAP_HELPER_UFFD, USERSWAP_MAILBOX_MAGIC, USERSWAP_MAILBOX_SIZE,
     userswap_mailbox,
 )
+from userswap.system cimport sys_prefer
 from userswap.tracee cimport (
     PAGE, STEP_LIMIT_MS, Tracee, await_stop, read_memory, remote_call, set_options, user_regs_struct,
     write_memory,
@@ -381,6 +382,7 @@ cdef int furnish(Tracee *child, Helper *helper, int uffd, uint64_t features, uin
     helper.pid = child.tid
     rc = first_stop(child)
     if rc == 0:
+        sys_prefer(child.tid, 1)    # every step of ours is a wait for its turn
         helper.pidfd = <int>syscall(SYS_pidfd_open, child.tid, 0)
         rc = reserve_region(child, staging_length, &region) if helper.pidfd >= 0 else -errno
     if rc == 0:

@@ -17,6 +17,7 @@ cdef enum:
     MAX_CPUS = 256
     MAX_WORKERS = 512
     REASON_BYTES = 256
+    MAX_LEFT_ALONE = 64
     STOP_EVENT = 0          # what an epoll reports that is no mm's id
     ROOM_EVENT = 0x7FFFFFFF
 
@@ -92,6 +93,11 @@ cdef struct Pending:        # page fault messages that a thread has read and not
     uint32_t count
     uint32_t room
 
+cdef struct LeftAlone:      # a process that could not be entered
+    pid_t pid
+    int error
+    char name[16]
+
 cdef struct Deferred:
     uint32_t mm_id
     uffd_msg message
@@ -148,8 +154,13 @@ cdef struct Engine:
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
     int attention           # eventfd: control() is wanted
+    pthread_mutex_t ptrace_lock     # held while a process is entered, and while children are waited for
+    # Guards the reason and left_alone.
     pthread_mutex_t reason_lock
+    LeftAlone left_alone[64]
+    uint32_t left_alone_count
     char reason[256]        # why the program must be stopped, or ""
+    int64_t own_pages       # of the engine and the front process, when last looked at
     int own_statm           # /proc/PID/statm of the engine and of the front process
     int front_statm
     pid_t program

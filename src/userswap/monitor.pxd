@@ -2,11 +2,6 @@
 """The monitor: the thread that watches how much memory the tree uses."""
 
 from userswap.mm cimport Engine
-from userswap.processes cimport Process
-
-cdef enum:
-    ENTER_TRIES = 50
 
 cdef int monitor_start(Engine *engine) noexcept nogil
 cdef void monitor_stop(Engine *engine) noexcept nogil
-cdef bint process_wants_entry(Engine *engine, Process *process) noexcept nogil

@@ -8,6 +8,7 @@ that is a few times a second far below the limit, and once a millisecond near it
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from userswap.enter cimport enter_wanted
 from userswap.limit cimport limit_near, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
@@ -15,8 +16,6 @@ from userswap.system cimport (
     load_i64,
     pthread_create,
     pthread_join,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
     sys_name_thread,
     sys_now_us,
     sys_poll_in,
@@ -39,18 +38,8 @@ cdef enum:
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
     INTERVAL_MAX_US = 250000
     INTERVAL_MIN_US = 1000
-    SETTLE_US = 20000
-    ENTER_PAGES = 512           # smaller processes are not worth a helper
+    OWN_EVERY = 16              # looks at the engine's own memory, far below the limit
     RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
-
-
-cdef bint process_wants_entry(Engine *engine, Process *process) noexcept nogil:
-    """Whether a helper is to be made in the process. Tree.lock is held."""
-    if (process.gone or process.mm_id != 0 or process.shares or process.helper or process.left_alone != 0
-            or process.anonymous < ENTER_PAGES):
-        return False
-    # Most forked children end or run another program in a moment.
-    return not engine.counters.forks or sys_now_us() - process.found_at > SETTLE_US
 
 
 cdef void _leave(Engine *engine, Process *process) noexcept nogil:
@@ -105,30 +94,26 @@ cdef int64_t _own_pages(Engine *engine) noexcept nogil:
 
 cdef bint _tick(Engine *engine) noexcept nogil:
     """One look at all. True when memory is short."""
-    cdef int64_t granted, dropped, pages
+    cdef int64_t granted, dropped
     cdef uint32_t at
-    cdef bint near
-    cdef bint wanted = False
-    pthread_mutex_lock(&engine.tree.lock)
+    cdef bint near = limit_near(engine)
+    engine.tree.ticks += 1
     tree_refresh(&engine.tree)
-    near = limit_near(engine)
     if near:
         tree_measure_shared(&engine.tree)
+    if near or engine.tree.ticks % OWN_EVERY == 1:
+        engine.own_pages = _own_pages(engine)
     granted = load_i64(&engine.granted)
     dropped = load_i64(&engine.dropped)
-    pages = tree_sample(&engine.tree) + _own_pages(engine)
-    room_sampled(engine, pages, granted, dropped)
+    room_sampled(engine, tree_sample(&engine.tree) + engine.own_pages, granted, dropped)
     near = limit_near(engine)
+    if near:
+        enter_wanted(engine)
     for at in range(engine.tree.count):
         _look_at_process(engine, &engine.tree.processes[at], near)
-        if near and process_wants_entry(engine, &engine.tree.processes[at]):
-            wanted = True
     tree_forget_gone(&engine.tree)
-    room_check_stuck(engine)
-    pthread_mutex_unlock(&engine.tree.lock)
     _end_dead(engine)
-    if wanted:
-        sys_signal_eventfd(engine.attention)
+    room_check_stuck(engine)
     return near
 
 
@@ -136,14 +121,14 @@ cdef uint64_t _interval_us(Engine *engine, bint near) noexcept nogil:
     cdef int64_t room = engine.low - load_i64(&engine.resident)
     if near:
         return INTERVAL_MIN_US
-    return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS // 2, <int64_t>INTERVAL_MIN_US), <int64_t>INTERVAL_MAX_US)
+    return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS, <int64_t>INTERVAL_MIN_US), <int64_t>INTERVAL_MAX_US)
 
 
 cdef void *_monitor_main(void *argument) noexcept nogil:
     cdef Engine *engine = <Engine *>argument
     cdef bint near
     sys_name_thread(b"monitor")
-    sys_prefer(1)
+    sys_prefer(0, 2)
     while not engine.stopping:
         near = _tick(engine)
         sys_poll_in(engine.stop_event, _interval_us(engine, near))

@@ -4,8 +4,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
-from userswap.system cimport pthread_mutex_t
-
 cdef enum:
     NAME_BYTES = 16
 
@@ -21,20 +19,20 @@ cdef struct Process:
     bint helper             # it is one of ours
     bint marked             # found by the current walk
     bint gone
-    int left_alone          # errno of why it cannot be entered, 0 if it can or was not tried
+    bint left_alone         # it cannot be entered
+    uint64_t tried_at       # tick of the last try to enter it
     int tries
     uint64_t found_at       # us
     char name[16]
 
-cdef struct Tree:
-    pthread_mutex_t lock    # guards all below
+cdef struct Tree:           # the monitor's alone
     Process *processes
     uint32_t count
     uint32_t room
     pid_t root              # the engine: all below it is the tree, orphans come to it
     int loadavg             # /proc/loadavg: tells when a process was made
     char last_pid[64]
-    bint forked             # some processes may share pages copy-on-write
+    uint64_t ticks          # looks so far, from 1
     uint64_t shared_at      # when that was last measured, us
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil

@@ -10,7 +10,6 @@ from libc.stdlib cimport atoi, free, realloc, strtol
 from libc.string cimport memset, strcmp, strlen, strncpy, strrchr, strstr
 
 from userswap.system cimport (
-    pthread_mutex_init,
     sys_now_us,
     sys_open_proc,
     sys_read_small,
@@ -46,7 +45,6 @@ cdef enum:
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil:
     """Returns 0 or -errno."""
     memset(tree, 0, sizeof(Tree))
-    pthread_mutex_init(&tree.lock, NULL)
     tree.root = root
     tree.loadavg = open(b"/proc/loadavg", O_RDONLY | O_CLOEXEC)
     return 0 if tree.loadavg >= 0 else -2

@@ -96,7 +96,9 @@ class Supervisor:
             _drain(signals)
             engine.control()
             self._pass_on_keeps(engine)
+            engine.hold_entering()
             self._reap()
+            engine.release_entering()
             self._read_channel()
             if self._status is not None:
                 if self._tree_is_over(engine):

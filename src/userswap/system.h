@@ -266,12 +266,13 @@ static inline void sys_name_thread(const char *name)
 	pthread_setname_np(pthread_self(), name);
 }
 
-/* Real-time priority for a thread that runs briefly and must run in time; without the right to it, nothing. */
-static inline void sys_prefer(int priority)
+/* Real-time priority for a thread (0: this one) that runs briefly and must run in time: on a busy CPU it would
+ * wait milliseconds for its turn. Without the right to it, nothing. What it starts inherits it. */
+static inline void sys_prefer(pid_t tid, int priority)
 {
 	struct sched_param param = {priority};
 
-	sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param);
+	sched_setscheduler(tid, SCHED_FIFO, &param);
 }
 
 static inline void sys_signal_eventfd(int fd)

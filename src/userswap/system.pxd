@@ -120,7 +120,7 @@ cdef extern from "system.h" nogil:
     int sys_open_proc(pid_t, const char *)
     void sys_pin_to_cpu(int)
     void sys_name_thread(const char *)
-    void sys_prefer(int)
+    void sys_prefer(pid_t, int)
     void sys_signal_eventfd(int)
 
 cdef extern from * nogil:

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Entering: a process whose tree nears the limit gets a helper, and its memory into the engine's care.
+
+A process is entered through ptrace, in a few hundred microseconds of which one of its threads is held for a
+fraction. The address space of a fork child has been the engine's since the fork (its userfaultfd came with
+the event), but nobody says which process it belongs to; that is found out here.
+
+All is done by the monitor's thread. While it traces, no other thread of this process may wait for children,
+or it would be told of our stops: Engine.ptrace_lock.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+from posix.types cimport pid_t
+
+from userswap.inject cimport USERSWAP_MOVE, Helper, helper_call, helper_end, helper_inject
+from userswap.mappings cimport mappings_register
+from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
+from userswap.processes cimport NAME_BYTES, Process
+from userswap.system cimport (
+    EAGAIN,
+    EINVAL,
+    ENOMEM,
+    ESRCH,
+    UFFD_FEATURE_EVENT_FORK,
+    UFFD_FEATURE_EVENT_REMAP,
+    UFFD_FEATURE_EVENT_REMOVE,
+    UFFD_FEATURE_EVENT_UNMAP,
+    UFFD_FEATURE_MOVE,
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+    add_i64,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_now_us,
+    sys_open_proc,
+    sys_signal_eventfd,
+)
+from userswap.types cimport PAGE_SHIFT
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+
+cdef enum:
+    STAGING_BYTES = 4 << 20
+    SETTLE_US = 20000
+    ENTER_PAGES = 512           # smaller processes are not worth a helper
+    ENTER_TRIES = 50
+
+cdef uint64_t FEATURES = (
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP
+    | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE
+)
+
+
+cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil:
+    """The helper works for this mm from now on. Returns 0 or -errno, the helper ended."""
+    cdef int maps = sys_open_proc(helper.pid, b"maps")
+    cdef int pagemap = sys_open_proc(helper.pid, b"pagemap")
+    if maps < 0 or pagemap < 0:
+        helper_end(helper)
+        return -ESRCH
+    pthread_mutex_lock(&mm.lock)
+    mm.helper = helper[0]
+    mm.maps = maps
+    mm.pagemap = pagemap
+    mm.pid = pid
+    mm.parent = 0
+    mm.entered = True
+    pthread_mutex_unlock(&mm.lock)
+    return 0
+
+
+cdef bint _same_memory(Helper *helper) noexcept nogil:
+    """Whether the helper's userfaultfd is of its own address space: only then does a move of nothing fail for
+    the reason that there is nothing (and staging is empty)."""
+    helper.mailbox.request = USERSWAP_MOVE
+    helper.mailbox.mode = 0
+    helper.mailbox.count = 1
+    helper.mailbox.items[0].dst = helper.staging
+    helper.mailbox.items[0].src = helper.staging + (1 << PAGE_SHIFT)
+    helper.mailbox.items[0].len = 1 << PAGE_SHIFT
+    return helper_call(helper) == 0 and helper.mailbox.items[0].result != -EINVAL
+
+
+cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
+    """Makes a helper in the process if this address space, the kernel's word of a fork, is the process' own.
+
+    Returns 0, -EINVAL if it is not, or another -errno."""
+    cdef Helper helper
+    cdef int result = helper_inject(pid, mm.uffd, FEATURES, STAGING_BYTES, &helper)
+    if result != 0:
+        return result
+    close(helper.uffd)      # the mm has one
+    helper.uffd = mm.uffd
+    if not _same_memory(&helper):
+        helper_end(&helper)
+        return -EINVAL
+    return _bind(engine, mm, pid, &helper)
+
+
+cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
+    cdef Helper helper
+    cdef Mm *mm
+    cdef int result = helper_inject(pid, -1, FEATURES, STAGING_BYTES, &helper)
+    if result != 0:
+        return result
+    mm = mm_make(engine, helper.uffd, pid)
+    if mm == NULL:
+        close(helper.uffd)
+        helper_end(&helper)
+        return -ENOMEM
+    result = _bind(engine, mm, pid, &helper)
+    if result == 0:
+        result = mm_insert(engine, mm)
+    if result != 0:
+        mm_leave(engine, mm)
+        mm_put(engine, mm)
+        return result
+    mm_id[0] = mm.id
+    mappings_register(engine, mm)
+    return 0
+
+
+cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexcept nogil:
+    """Tries the address spaces of forks that are nobody's yet: those of the process' parent, then the others
+    (its parent may have died). Returns 0, -EINVAL if it has none of them, or another -errno."""
+    cdef Mm *mm
+    cdef uint32_t position
+    cdef int turn
+    cdef int result = -EINVAL
+    for turn in range(2):
+        position = 0
+        while result == -EINVAL:
+            mm = mm_next(engine, &position)
+            if mm == NULL:
+                break
+            if mm.pid == 0 and not mm.dead and (mm.parent == parent) == (turn == 0):
+                result = _adopt(engine, mm, pid)
+                if result == 0:
+                    mm_id[0] = mm.id
+                    mappings_register(engine, mm)
+            mm_put(engine, mm)
+    return result
+
+
+cdef int _enter(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexcept nogil:
+    """Makes a helper in the process and takes its memory into care. Returns 0 or -errno."""
+    cdef int result = _enter_forked(engine, pid, parent, mm_id)
+    return _enter_new(engine, pid, mm_id) if result == -EINVAL else result
+
+
+cdef bint _wants_entry(Engine *engine, Process *process) noexcept nogil:
+    if (process.gone or process.mm_id != 0 or process.shares or process.helper or process.left_alone
+            or process.anonymous < ENTER_PAGES):
+        return False
+    # Most forked children end or run another program in a moment.
+    return not engine.counters.forks or sys_now_us() - process.found_at > SETTLE_US
+
+
+cdef void _leave_alone(Engine *engine, Process *process, int error) noexcept nogil:
+    cdef LeftAlone *note
+    process.left_alone = True
+    pthread_mutex_lock(&engine.reason_lock)
+    if engine.left_alone_count < MAX_LEFT_ALONE:
+        note = &engine.left_alone[engine.left_alone_count]
+        note.pid = process.pid
+        note.error = error
+        memcpy(note.name, process.name, NAME_BYTES)
+        engine.left_alone_count += 1
+    pthread_mutex_unlock(&engine.reason_lock)
+
+
+cdef void _enter_one(Engine *engine, Process *process) noexcept nogil:
+    cdef uint32_t mm_id = 0
+    cdef int result
+    pthread_mutex_lock(&engine.ptrace_lock)
+    result = _enter(engine, process.pid, process.parent, &mm_id)
+    pthread_mutex_unlock(&engine.ptrace_lock)
+    process.tries += 1
+    if result == 0:
+        process.mm_id = mm_id
+        add_i64(&engine.counters.processes_attached, 1)
+        sys_signal_eventfd(engine.attention)        # there is a new userfaultfd to keep
+    elif result == -ESRCH:
+        process.gone = True
+    elif result != -EAGAIN or process.tries >= ENTER_TRIES:
+        _leave_alone(engine, process, -result)
+
+
+cdef void enter_wanted(Engine *engine) noexcept nogil:
+    """Enters the processes that use memory worth evicting, the largest first."""
+    cdef uint32_t at
+    cdef Process *largest
+    cdef Process *process
+    cdef uint32_t turn
+    for turn in range(engine.tree.count):
+        largest = NULL
+        for at in range(engine.tree.count):
+            process = &engine.tree.processes[at]
+            if process.tried_at != engine.tree.ticks and _wants_entry(engine, process) and (
+                    largest == NULL or process.anonymous > largest.anonymous):
+                largest = process
+        if largest == NULL:
+            return
+        largest.tried_at = engine.tree.ticks
+        _enter_one(engine, largest)
