@@ -41,7 +41,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        parser.exit(0, f"userswap {version('userswap')}\n")
+        print(f"userswap {version('userswap')}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
