@@ -138,14 +138,29 @@ static inline size_t count_out(void *area, size_t bytes)
 	return out;
 }
 
-/* Push everything older out by filling `bytes` of new memory, check that, and print how much of `area` is
- * out. */
+/* Push `area` out by using `bytes` of other memory, again and again until half of the area is out or it is
+ * plain that nobody swaps; check that other memory, and print how much of the area is out. What is used all
+ * the time is kept and what is not goes, under any sound choice; how soon, only the choice knows. */
 static inline void push_out(void *area, size_t area_bytes, size_t bytes)
 {
 	void *ballast = map_filled(bytes, 0xba11a57);
+	size_t out = count_out(area, area_bytes);
 
-	printf("evicted=%zu\n", count_out(area, area_bytes));
+	for (int round = 0; round < 8 && out < area_bytes / PAGE / 2 && out + count_out(ballast, bytes); round++) {
+		verify(ballast, bytes, 0xba11a57);
+		out = count_out(area, area_bytes);
+	}
+	printf("evicted=%zu\n", out);
 	fflush(stdout);
+	verify(ballast, bytes, 0xba11a57);
+	REQUIRE(!munmap(ballast, bytes));
+}
+
+/* Use `bytes` of other memory once, so that whatever can go out goes. */
+static inline void press(size_t bytes)
+{
+	void *ballast = map_filled(bytes, 0xba11a57);
+
 	verify(ballast, bytes, 0xba11a57);
 	REQUIRE(!munmap(ballast, bytes));
 }

@@ -24,14 +24,14 @@ int main(int argc, char **argv)
 	push_out(area, size, ballast_bytes(argc, argv));
 	verify(area, size / 2, 1);
 	REQUIRE(!ring_register(&ring, area, size));
-	push_out(area, size, ballast_bytes(argc, argv));
+	press(ballast_bytes(argc, argv));
 	for (uint64_t key = 2; key < 5; key++) {
 		fill(area, size, key);
-		push_out(area, size, ballast_bytes(argc, argv));
+		press(ballast_bytes(argc, argv));
 		for (size_t at = 0; at < size; at += piece)
 			REQUIRE(ring_fixed(&ring, IORING_OP_WRITE_FIXED, fd, area + at, piece, at) == (int)piece);
 		fill(area, size, 99);
-		push_out(area, size, ballast_bytes(argc, argv));
+		press(ballast_bytes(argc, argv));
 		for (size_t at = 0; at < size; at += piece)
 			REQUIRE(ring_fixed(&ring, IORING_OP_READ_FIXED, fd, area + at, piece, at) == (int)piece);
 		verify(area, size, key);
