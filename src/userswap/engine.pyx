@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
-from userswap.log cimport MAX_AREAS, log_init
+from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, MAX_AREAS, log_init
 from userswap.mm cimport (
     MAX_CPUS,
     ROOM_EVENT,
@@ -25,6 +25,7 @@ from userswap.mm cimport (
 )
 from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.processes cimport tree_init
+from userswap.readahead cimport WINDOW_MAX
 from userswap.space cimport space_init
 from userswap.stores cimport file_store_init
 from userswap.system cimport (
@@ -62,6 +63,10 @@ cdef uint32_t _stamp_shift(int64_t limit_pages) noexcept nogil:
     return shift
 
 
+cdef int64_t _clamp(int64_t value, int64_t least, int64_t most) noexcept nogil:
+    return min(max(value, least), most)
+
+
 cdef class Engine:
     """The engine of one tree of processes: its swapper space, its areas, its threads.
 
@@ -87,11 +92,13 @@ cdef class Engine:
         limit_set(engine, pages)
         engine.stamp_shift = _stamp_shift(pages)
         engine.mm_serial = 1
+        engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
         pthread_mutex_init(&engine.deferred_lock, NULL)
         pthread_mutex_init(&engine.ptrace_lock, NULL)
-        if space_init(&engine.space) != 0 or log_init(&engine.log, &engine.space) != 0:
+        if space_init(&engine.space) != 0 or log_init(
+                &engine.log, &engine.space, _clamp(pages >> 13, BUFFERS_MIN, BUFFERS_MAX)) != 0:
             raise EngineError("no memory for the swapper space")
         self._add_areas(areas)
         self._open(front_pid)

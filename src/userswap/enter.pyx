@@ -19,6 +19,7 @@ from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_
 from userswap.processes cimport NAME_BYTES, Process
 from userswap.system cimport (
     EAGAIN,
+    EBUSY,
     EINVAL,
     ENOMEM,
     ESRCH,
@@ -88,6 +89,8 @@ cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     Returns 0, -EINVAL if it is not, or another -errno."""
     cdef Helper helper
     cdef int result = helper_inject(pid, mm.uffd, FEATURES, STAGING_BYTES, &helper)
+    if result == -EBUSY:        # what lies there in the other address space is registered otherwise
+        return -EINVAL
     if result != 0:
         return result
     close(helper.uffd)      # the mm has one

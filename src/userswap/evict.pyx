@@ -66,7 +66,6 @@ from userswap.types cimport (
     PAGE_SHIFT,
     entry_count,
     entry_make,
-    is_present,
     offset_of,
     present_value,
 )
@@ -86,7 +85,7 @@ cdef struct Run:
     uint32_t first          # place of its first page in Batch.offsets
 
 cdef struct Batch:
-    Run runs[64]
+    Run runs[64]            # BATCH_RUNS
     uint32_t run_count
     uint32_t pages
     uint32_t moved
@@ -106,7 +105,9 @@ cdef struct Evictor:
     Batch batch
     Unshare unshare[8]      # runs that were refused, perhaps because they are shared
     uint32_t unshare_count
-    uint64_t last_unshared  # page
+    Unshare unshared[8]     # the last that were made the address space's own, and whose
+    uint32_t unshared_count
+    uint32_t unshared_mm
 
 
 # ---- the choice, with Mm.lock held
@@ -246,7 +247,6 @@ cdef int _move(Evictor *evictor, Mm *mm) noexcept nogil:
             return -EAGAIN
         if result == 1:
             continue
-        # The run is over at this page; what lies behind it waits for the hand's next round.
         _stopped_at(evictor, mm, &batch.runs[first], result)
         first += 1
     return 0
@@ -258,12 +258,38 @@ cdef void _stopped_at(Evictor *evictor, Mm *mm, Run *run, int result) noexcept n
         # MADV_FREE had given it back before we knew of the mapping, and the kernel has dropped it since.
         table_set(mm.table, page, 0)
         mm.present -= 1
-    elif result == -EBUSY and mm.shared and evictor.unshare_count < UNSHARE_RUNS:
+    elif result == -EBUSY and evictor.unshare_count < UNSHARE_RUNS and not _unshared(evictor, mm, page):
         evictor.unshare[evictor.unshare_count].page = page
         evictor.unshare[evictor.unshare_count].count = run.count - run.moved
         evictor.unshare_count += 1
     else:
         _refuse(evictor.engine, mm, page)
+        _go_round(&evictor.batch, run)
+
+
+cdef void _go_round(Batch *batch, Run *run) noexcept nogil:
+    """The run ends with the page that was refused; what lies behind it is a run of its own."""
+    cdef Run *rest = &batch.runs[batch.run_count]
+    cdef uint32_t skip = run.moved + 1
+    if skip < run.count and batch.run_count < BATCH_RUNS:
+        rest.page = run.page + skip
+        rest.count = run.count - skip
+        rest.moved = 0
+        rest.staged = run.staged + skip
+        rest.first = run.first + skip
+        run.count = skip
+        batch.run_count += 1
+
+
+cdef bint _unshared(Evictor *evictor, Mm *mm, uint64_t page) noexcept nogil:
+    """Whether the page has just been made the address space's own: then it is pinned, not shared."""
+    cdef uint32_t at
+    if evictor.unshared_mm != mm.id:
+        return False
+    for at in range(evictor.unshared_count):
+        if evictor.unshared[at].page <= page < evictor.unshared[at].page + evictor.unshared[at].count:
+            return True
+    return False
 
 
 cdef void _mark_moved(Evictor *evictor, Mm *mm) noexcept nogil:
@@ -385,17 +411,6 @@ cdef void _drop(Evictor *evictor, Mm *mm) noexcept nogil:
 
 # ---- pages shared copy-on-write after a fork
 
-cdef void _still_refused(Evictor *evictor, Mm *mm) noexcept nogil:
-    """Pages that a second move refuses as well are pinned, not shared."""
-    cdef uint32_t at
-    pthread_mutex_lock(&mm.lock)
-    for at in range(evictor.unshare_count):
-        if evictor.unshare[at].page == evictor.last_unshared and is_present(
-                table_get(mm.table, evictor.last_unshared)):
-            _refuse(evictor.engine, mm, evictor.last_unshared)
-    pthread_mutex_unlock(&mm.lock)
-
-
 cdef void _unshare(Evictor *evictor, Mm *mm) noexcept nogil:
     """Makes pages that UFFDIO_MOVE refused this address space's own, by writing nothing to them: a page that is
     shared with a living relative is copied, one that is so no more becomes exclusive again.
@@ -405,7 +420,6 @@ cdef void _unshare(Evictor *evictor, Mm *mm) noexcept nogil:
     cdef uint32_t at
     if evictor.unshare_count == 0:
         return
-    _still_refused(evictor, mm)
     mm.unsharing = True
     for at in range(evictor.unshare_count):
         mm.helper.mailbox.items[at].src = evictor.unshare[at].page << PAGE_SHIFT
@@ -417,7 +431,9 @@ cdef void _unshare(Evictor *evictor, Mm *mm) noexcept nogil:
         mm.helper_failed = True
     mm.unsharing = False
     mm.hand = min(mm.hand, evictor.unshare[0].page)
-    evictor.last_unshared = evictor.unshare[0].page
+    memcpy(evictor.unshared, evictor.unshare, sizeof(evictor.unshare))
+    evictor.unshared_count = evictor.unshare_count
+    evictor.unshared_mm = mm.id
     evictor.unshare_count = 0
 
 
@@ -519,7 +535,8 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
     evictor.engine = engine
     evictor.position = 0
     evictor.unshare_count = 0
-    evictor.last_unshared = 0
+    evictor.unshared_count = 0
+    evictor.unshared_mm = 0
     evictor.pages = <uint8_t *>sys_reserve(<uint64_t>BATCH_PAGES * PAGE_BYTES)
     evictor.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
     sys_name_thread(b"evict")

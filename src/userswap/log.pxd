@@ -10,7 +10,8 @@ from userswap.system cimport pthread_mutex_t
 cdef enum:
     MAX_AREAS = 16
     MAX_BLOCKS = 1 << 20
-    BUFFERS = 6             # blocks in memory: one open, the rest being written or kept until needed
+    BUFFERS_MAX = 6         # blocks in memory: one open, the rest being written or kept until needed
+    BUFFERS_MIN = 3
     NO_BLOCK = 0xFFFFFFFF
     NO_SLOT = 0xFFFFFFFF
 
@@ -57,7 +58,7 @@ cdef struct PageSource:
     uint32_t block
     uint32_t index
 
-cdef int log_init(Log *log, Space *space) noexcept nogil
+cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil
 cdef void log_deinit(Log *log) noexcept nogil
 cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil
 cdef void log_commit(Log *log, uint32_t offset, uint32_t stamp) noexcept nogil

@@ -41,7 +41,7 @@ from userswap.types cimport (
 )
 
 
-cdef int log_init(Log *log, Space *space) noexcept nogil:
+cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
     """Returns 0, or -ENOMEM. The areas are added by the caller."""
     cdef int at
     memset(log, 0, sizeof(Log))
@@ -52,11 +52,11 @@ cdef int log_init(Log *log, Space *space) noexcept nogil:
     log.blocks = <Block *>sys_reserve(MAX_BLOCKS * sizeof(Block))
     if log.blocks == NULL:
         return -ENOMEM
-    for at in range(BUFFERS):
+    for at in range(buffers):
         log.buffers[at] = <uint8_t *>sys_reserve(BLOCK_BYTES)
         if log.buffers[at] == NULL:
             return -ENOMEM
-    log.buffers_free = BUFFERS
+    log.buffers_free = buffers
     return 0
 
 

@@ -151,6 +151,7 @@ cdef struct Engine:
     pthread_t workers[512]
     Worker *worker_state[512]
     int worker_count
+    uint32_t window_most    # pages that one fault brings at most
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
     int attention           # eventfd: control() is wanted

@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memmove
 from userswap.inject cimport helper_end
 from userswap.log cimport log_freed
 from userswap.pagetable cimport table_free, table_make, table_set, table_visit
+from userswap.readahead cimport readahead_init
 from userswap.space cimport space_get, space_put
 from userswap.system cimport (
     EPOLL_CTL_ADD,
@@ -45,6 +46,9 @@ cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil:
         return NULL
     pthread_mutex_init(&mm.lock, NULL)
     pthread_mutex_init(&mm.helper_lock, NULL)
+    readahead_init(&mm.fills, engine.window_most)
+    readahead_init(&mm.touches, engine.window_most)
+    readahead_init(&mm.unprotects, engine.window_most)
     mm.maps = -1
     mm.pagemap = -1
     mm.table = table_make()

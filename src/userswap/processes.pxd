@@ -33,7 +33,7 @@ cdef struct Tree:           # the monitor's alone
     int loadavg             # /proc/loadavg: tells when a process was made
     char last_pid[64]
     uint64_t ticks          # looks so far, from 1
-    uint64_t shared_at      # when that was last measured, us
+    uint64_t shared_next    # when what is shared is to be measured again, us
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
 cdef void tree_deinit(Tree *tree) noexcept nogil

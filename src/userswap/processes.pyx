@@ -39,7 +39,8 @@ cdef extern from "<dirent.h>" nogil:
 cdef enum:
     CHILDREN_BYTES = 1 << 16
     SHARED_EVERY_US = 50000
-    SHARED_WORTH = 1024     # pages: smaller processes are not looked at
+    SHARED_LEAST_US = 2000
+    SHARED_WORTH = 256      # pages: smaller processes are not looked at
 
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil:
@@ -162,6 +163,7 @@ cdef void tree_refresh(Tree *tree) noexcept nogil:
         strncpy(tree.last_pid, strrchr(text, c' '), 63)
     for at in range(tree.count):
         tree.processes[at].marked = False
+    tree.shared_next = 0
     _walk(tree, tree.root, text)
     at = 0
     while at < tree.count:      # _walk appends
@@ -205,6 +207,7 @@ cdef int64_t tree_sample(Tree *tree) noexcept nogil:
         if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
             process.anonymous = 0
             process.gone = True
+            tree.shared_next = 0
             continue
         if process.shares:
             process.shares = sys_same_memory(process.pid, process.parent) == 1
@@ -237,14 +240,21 @@ cdef int64_t _shared_pages(pid_t pid) noexcept nogil:
 
 
 cdef void tree_measure_shared(Tree *tree) noexcept nogil:
-    """Measures, now and then, what forked processes share, so that it is counted once. It walks their page
-    tables: some milliseconds a gigabyte."""
+    """Measures, now and then, what forked processes share, so that it is counted once.
+
+    Each page that one of them writes to is a new one, of which neither process' own count tells. The kernel
+    walks their page tables for it, some milliseconds a gigabyte: as often as takes a fifth of the time."""
     cdef uint32_t at
+    cdef uint64_t now = sys_now_us()
+    cdef bint any = False
     cdef Process *process
-    if sys_now_us() - tree.shared_at < SHARED_EVERY_US or tree.count < 2:
+    if now < tree.shared_next or tree.count < 2:
         return
     for at in range(tree.count):
         process = &tree.processes[at]
         if not process.gone and not process.shares and process.anonymous > SHARED_WORTH:
             process.shared = _shared_pages(process.pid)
-    tree.shared_at = sys_now_us()
+            any = any or process.shared > SHARED_WORTH // 4
+    tree.shared_next = now + SHARED_EVERY_US
+    if any:
+        tree.shared_next = now + min(max(5 * (sys_now_us() - now), <uint64_t>SHARED_LEAST_US), <uint64_t>SHARED_EVERY_US)

@@ -17,6 +17,7 @@ cdef struct Stream:
 cdef struct Streams:
     Stream streams[16]
     uint64_t clock
+    uint32_t most           # pages in a window, at most WINDOW_MAX
 
 cdef struct Window:
     uint64_t start          # pages
@@ -24,5 +25,6 @@ cdef struct Window:
     uint32_t confirmed      # pages of the window before, which this fault shows to have been used
     int stream
 
+cdef void readahead_init(Streams *streams, uint32_t most) noexcept nogil
 cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noexcept nogil
 cdef void readahead_done(Streams *streams, Window *window) noexcept nogil

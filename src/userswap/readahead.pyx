@@ -6,6 +6,8 @@ continues none starts a stream of one page in place of the stream longest unused
 single pages, and a program may read up to 16 streams at once.
 """
 
+from libc.string cimport memset
+
 
 
 cdef int _continues(Stream *stream, uint64_t page) noexcept nogil:
@@ -21,8 +23,13 @@ cdef int _continues(Stream *stream, uint64_t page) noexcept nogil:
     return 0
 
 
-cdef uint32_t _grown(uint32_t window) noexcept nogil:
-    return min(window * (4 if window < 64 else 2), <uint32_t>WINDOW_MAX)
+cdef uint32_t _grown(Streams *streams, uint32_t window) noexcept nogil:
+    return min(window * (4 if window < 64 else 2), streams.most)
+
+
+cdef void readahead_init(Streams *streams, uint32_t most) noexcept nogil:
+    memset(streams, 0, sizeof(Streams))
+    streams.most = min(most, <uint32_t>WINDOW_MAX)
 
 
 cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noexcept nogil:
@@ -47,7 +54,7 @@ cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noex
         window.confirmed = 0
     else:
         window.confirmed = stream.window - 1
-        stream.window = _grown(stream.window)
+        stream.window = _grown(streams, stream.window)
     stream.direction = direction
     stream.last_used = streams.clock
     window.stream = at
