@@ -34,11 +34,9 @@ from userswap.mm cimport (
     mm_insert,
     mm_move,
     mm_put,
-    range_add,
-    range_end,
-    range_remove,
 )
 from userswap.pagetable cimport table_get, table_set
+from userswap.ranges cimport ranges_add, ranges_end, ranges_hit, ranges_remove
 from userswap.readahead cimport WINDOW_MAX, Window, readahead_done, readahead_window
 from userswap.reclaim cimport reclaim_age
 from userswap.space cimport space_fill_value, space_get, space_word
@@ -156,14 +154,17 @@ cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
         mm.removed_at = sys_now_us()
     elif message.event == UFFD_EVENT_UNMAP:
         mm_forget(engine, mm, start, end - start)
-        range_remove(mm, start, end)
+        ranges_remove(&mm.ranges, start, end)
+        ranges_remove(&mm.wiped, start, end)
         mm.rescan = True
     elif message.event == UFFD_EVENT_REMAP:
         start = message.arg.remap.from_ >> PAGE_SHIFT
         to_page = message.arg.remap.to >> PAGE_SHIFT
         count = message.arg.remap.len >> PAGE_SHIFT
         mm_move(engine, mm, start, to_page, count)
-        range_add(mm, to_page, to_page + count)
+        ranges_add(&mm.ranges, to_page, to_page + count)
+        if ranges_hit(&mm.wiped, start, start + count):
+            ranges_add(&mm.wiped, to_page, to_page + count)
         mm.rescan = True
     elif message.event == UFFD_EVENT_FORK:
         _forked(engine, mm, <int>message.arg.fork.ufd)
@@ -212,12 +213,12 @@ cdef void mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil:
 
 cdef void _trim_untouched(Mm *mm, uint64_t page, Window *window) noexcept nogil:
     """Cuts the window down to pages of which nothing is known, in the page's mapping."""
-    cdef uint64_t end = min(window.start + window.count, range_end(mm, page))
+    cdef uint64_t end = min(window.start + window.count, ranges_end(&mm.ranges, page))
     cdef uint64_t low = page
     cdef uint64_t high = page + 1
     while high < end and table_get(mm.table, high) == 0:
         high += 1
-    while low > window.start and table_get(mm.table, low - 1) == 0 and range_end(mm, low - 1) > page:
+    while low > window.start and table_get(mm.table, low - 1) == 0 and ranges_end(&mm.ranges, low - 1) > page:
         low -= 1
     window.start = low
     window.count = <uint32_t>(high - low)
@@ -229,8 +230,8 @@ cdef void _mark_touched(Engine *engine, Mm *mm, uint64_t page, uint64_t count, u
         if table_set(mm.table, at, present_value(age, 0)) != 0:
             engine_stop(engine, b"no memory for a page table", 0)
             return
-    if count > 0 and range_end(mm, page) == page + 1:
-        range_add(mm, page, page + count)       # a mapping that grew where it was
+    if count > 0 and ranges_end(&mm.ranges, page) == page + 1:
+        ranges_add(&mm.ranges, page, page + count)       # a mapping that grew where it was
     mm.present += <int64_t>count
     room_take(engine, <int64_t>count)
     add_i64(&engine.counters.pages_first_touched, <int64_t>count)

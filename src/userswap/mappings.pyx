@@ -12,11 +12,11 @@ given back by an event that we read later.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
-from libc.stdlib cimport realloc
 from libc.string cimport strncmp, strstr
 
-from userswap.mm cimport Range, engine_stop, mm_forget, range_add, range_end
+from userswap.mm cimport engine_stop, mm_forget
 from userswap.pagetable cimport table_get, table_set
+from userswap.ranges cimport ranges_add, ranges_end, ranges_hit
 from userswap.system cimport (
     PROCMAP_QUERY_FILE_BACKED_VMA,
     PROCMAP_QUERY_VMA_SHARED,
@@ -57,7 +57,7 @@ cdef bint _eligible(Mm *mm, procmap_query *mapping, const char *name) noexcept n
 
 
 cdef bint _covered(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
-    return range_end(mm, start) >= end
+    return ranges_end(&mm.ranges, start) >= end
 
 
 cdef void _mark_present(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
@@ -84,35 +84,22 @@ cdef void _forget_uncovered(Engine *engine, Mm *mm, uint64_t page, uint64_t end)
     """What a table knows of pages outside its ranges is of a mapping that is gone."""
     cdef uint32_t at = 0
     while page < end:
-        while at < mm.range_count and mm.ranges[at].end <= page:
+        while at < mm.ranges.count and mm.ranges.items[at].end <= page:
             at += 1
-        if at == mm.range_count or mm.ranges[at].start >= end:
+        if at == mm.ranges.count or mm.ranges.items[at].start >= end:
             mm_forget(engine, mm, page, end - page)
             return
-        if mm.ranges[at].start > page:
-            mm_forget(engine, mm, page, mm.ranges[at].start - page)
-        page = mm.ranges[at].end
-
-
-cdef bint _unshared_add(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
-    cdef void *grown
-    if mm.unshared_count == mm.unshared_room:
-        grown = realloc(mm.unshared, (2 * mm.unshared_room + 16) * sizeof(Range))
-        if grown == NULL:
-            return False
-        mm.unshared = <Range *>grown
-        mm.unshared_room = 2 * mm.unshared_room + 16
-    mm.unshared[mm.unshared_count].start = start
-    mm.unshared[mm.unshared_count].end = end
-    mm.unshared_count += 1
-    return True
+        if mm.ranges.items[at].start > page:
+            mm_forget(engine, mm, page, mm.ranges.items[at].start - page)
+        page = mm.ranges.items[at].end
 
 
 cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     """Notes which mappings a fork does not copy (MADV_DONTFORK, MADV_WIPEONFORK): only smaps tells. An mm without
-    a helper keeps what it has inherited. Mm.lock is held; a fork is under way."""
+    a helper knows what it has inherited. Mm.lock is held; a fork is under way."""
     cdef char line[512]
     cdef unsigned long start = 0, end = 0
+    cdef int result = 0
     cdef FILE *smaps
     if not mm.entered:
         return
@@ -120,14 +107,18 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     smaps = fopen(line, b"re")
     if smaps == NULL:
         return
-    mm.unshared_count = 0
-    while fgets(line, sizeof(line), smaps) != NULL:
+    mm.unforked.count = 0
+    mm.wiped.count = 0
+    while fgets(line, sizeof(line), smaps) != NULL and result == 0:
         if strncmp(line, b"VmFlags:", 8) == 0:
-            if (strstr(line, b" dc") != NULL or strstr(line, b" wf") != NULL) and not _unshared_add(
-                    mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT):
-                engine_stop(engine, b"no memory for a page table", 0)
+            if strstr(line, b" dc") != NULL:
+                result = ranges_add(&mm.unforked, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+            elif strstr(line, b" wf") != NULL:
+                result = ranges_add(&mm.wiped, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
         elif line[0] < c'A' or line[0] > c'Z':
             sscanf(line, b"%lx-%lx", &start, &end)
+    if result != 0:
+        engine_stop(engine, b"no memory for a page table", 0)
     fclose(smaps)
 
 
@@ -137,7 +128,7 @@ cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nog
     if sys_uffd_register(mm.uffd, start, end - start) != 0:
         return
     _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
-    range_add(mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+    ranges_add(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     _mark_present(engine, mm, start, end)
 
 
@@ -171,10 +162,4 @@ cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
 
 
 cdef bint _partly_known(Mm *mm, procmap_query *mapping) noexcept nogil:
-    cdef uint64_t start = mapping.vma_start >> PAGE_SHIFT
-    cdef uint64_t end = mapping.vma_end >> PAGE_SHIFT
-    cdef uint32_t range_number
-    for range_number in range(mm.range_count):
-        if mm.ranges[range_number].start < end and start < mm.ranges[range_number].end:
-            return True
-    return False
+    return ranges_hit(&mm.ranges, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT)

@@ -7,6 +7,7 @@ from posix.types cimport pid_t
 from userswap.inject cimport Helper
 from userswap.log cimport Log
 from userswap.pagetable cimport PageTable
+from userswap.ranges cimport Ranges
 from userswap.readahead cimport Streams
 from userswap.space cimport Space
 from userswap.system cimport pthread_mutex_t, pthread_t, uffd_msg
@@ -42,10 +43,6 @@ cdef struct Counters:
     int64_t evict_refused_pinned
     int64_t limit_waits
 
-cdef struct Range:          # pages [start, end), registered
-    uint64_t start
-    uint64_t end
-
 cdef struct Mm:
     # Guards all below but refs; held around {read and apply events}, {check, move or copy,
     # change page values}.
@@ -64,12 +61,9 @@ cdef struct Mm:
     bint shared             # it forked or was forked: pages may be shared copy-on-write
     Helper helper
     PageTable *table
-    Range *ranges           # sorted, disjoint, not touching
-    uint32_t range_count
-    uint32_t range_room
-    Range *unshared         # what its fork children do not get, or get wiped; refreshed at each fork
-    uint32_t unshared_count
-    uint32_t unshared_room
+    Ranges ranges           # registered
+    Ranges unforked         # what fork children do not get; known only while there is a helper
+    Ranges wiped            # what they get empty; their own children too
     int64_t present         # pages that are PRESENT
     int64_t swapped         # pages with an offset that are not
     uint64_t hand           # reclaim's, a page
@@ -177,10 +171,6 @@ cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, 
 cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil
-
-cdef uint64_t range_end(Mm *mm, uint64_t page) noexcept nogil
-cdef int range_add(Mm *mm, uint64_t start, uint64_t end) noexcept nogil
-cdef int range_remove(Mm *mm, uint64_t start, uint64_t end) noexcept nogil
 
 cdef void entry_put(Engine *engine, uint32_t offset) noexcept nogil
 cdef void engine_stop(Engine *engine, const char *reason, long detail) noexcept nogil

@@ -6,12 +6,12 @@ its id or by mm_next owns a reference.
 """
 
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memmove
+from libc.stdlib cimport calloc, free
 
 from userswap.inject cimport helper_end
 from userswap.log cimport log_freed
 from userswap.pagetable cimport table_free, table_make, table_set, table_visit
+from userswap.ranges cimport Range, ranges_copy, ranges_free, ranges_remove
 from userswap.readahead cimport readahead_init
 from userswap.space cimport space_get, space_put
 from userswap.system cimport (
@@ -122,8 +122,9 @@ cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
         return
     close(mm.uffd)
     table_free(mm.table)
-    free(mm.ranges)
-    free(mm.unshared)
+    ranges_free(&mm.ranges)
+    ranges_free(&mm.unforked)
+    ranges_free(&mm.wiped)
     pthread_mutex_destroy(&mm.lock)
     pthread_mutex_destroy(&mm.helper_lock)
     free(mm)
@@ -260,18 +261,16 @@ cdef void _fork_values(void *context, uint64_t page, uint32_t *values, uint64_t 
 
 
 cdef void _forget_unshared(Engine *engine, Mm *parent, Mm *child) noexcept nogil:
-    """MADV_DONTFORK and MADV_WIPEONFORK: the child does not have these pages. It passes the knowledge on."""
+    """What MADV_DONTFORK keeps from the child is not mapped there, what MADV_WIPEONFORK does is empty."""
     cdef uint32_t at
     cdef Range *part
-    for at in range(parent.unshared_count):
-        part = &parent.unshared[at]
+    for at in range(parent.unforked.count):
+        part = &parent.unforked.items[at]
         mm_forget(engine, child, part.start, part.end - part.start)
-    child.unshared = <Range *>malloc((parent.unshared_count + 1) * sizeof(Range))
-    if child.unshared == NULL:
-        engine_stop(engine, b"no memory for a page table", 0)
-        return
-    memcpy(child.unshared, parent.unshared, parent.unshared_count * sizeof(Range))
-    child.unshared_count = child.unshared_room = parent.unshared_count
+        ranges_remove(&child.ranges, part.start, part.end)
+    for at in range(parent.wiped.count):
+        part = &parent.wiped.items[at]
+        mm_forget(engine, child, part.start, part.end - part.start)
 
 
 cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil:
@@ -281,14 +280,13 @@ cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil:
     now is what it was at the fork. The helper's own areas are not in the child."""
     cdef Mm *child = mm_make(engine, uffd, 0)
     cdef _Change change
-    cdef uint32_t at
     if child == NULL:
         return NULL
     child.parent = parent.pid
     child.shared = True
     parent.shared = True
-    for at in range(parent.range_count):
-        range_add(child, parent.ranges[at].start, parent.ranges[at].end)
+    if ranges_copy(&child.ranges, &parent.ranges) != 0 or ranges_copy(&child.wiped, &parent.wiped) != 0:
+        engine_stop(engine, b"no memory for a page table", 0)
     change.engine = engine
     change.mm = parent
     change.other = child
@@ -317,84 +315,6 @@ cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil:
     table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _check_values, &change)
     if change.discarded != mm.present or <int64_t>change.shift != mm.swapped:
         engine_stop(engine, b"invariant: counts of present and swapped pages", mm.present - change.discarded)
-
-
-# ---- ranges; Mm.lock is held
-
-cdef uint32_t _range_find(Mm *mm, uint64_t page) noexcept nogil:
-    """The first range that ends above the page."""
-    cdef uint32_t low = 0
-    cdef uint32_t high = mm.range_count
-    cdef uint32_t middle
-    while low < high:
-        middle = (low + high) // 2
-        if mm.ranges[middle].end <= page:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-cdef uint64_t range_end(Mm *mm, uint64_t page) noexcept nogil:
-    """The end of the range that holds the page; page + 1 when none does."""
-    cdef uint32_t at = _range_find(mm, page)
-    if at < mm.range_count and mm.ranges[at].start <= page:
-        return mm.ranges[at].end
-    return page + 1
-
-
-cdef int _range_splice(Mm *mm, uint32_t at, uint32_t remove, uint32_t insert) noexcept nogil:
-    """Makes room for `insert` ranges in place of `remove` at `at`. Returns 0 or -ENOMEM."""
-    cdef uint32_t count = mm.range_count - remove + insert
-    cdef Range *grown
-    if count > mm.range_room:
-        grown = <Range *>realloc(mm.ranges, 2 * count * sizeof(Range))
-        if grown == NULL:
-            return -12
-        mm.ranges = grown
-        mm.range_room = 2 * count
-    memmove(&mm.ranges[at + insert], &mm.ranges[at + remove], (mm.range_count - at - remove) * sizeof(Range))
-    mm.range_count = count
-    return 0
-
-
-cdef int range_add(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
-    """Returns 0 or -ENOMEM."""
-    cdef uint32_t first = _range_find(mm, start - 1 if start > 0 else 0)
-    cdef uint32_t last = first
-    while last < mm.range_count and mm.ranges[last].start <= end:
-        start = min(start, mm.ranges[last].start)
-        end = max(end, mm.ranges[last].end)
-        last += 1
-    if _range_splice(mm, first, last - first, 1) != 0:
-        return -12
-    mm.ranges[first].start = start
-    mm.ranges[first].end = end
-    return 0
-
-
-cdef int range_remove(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
-    """Returns 0 or -ENOMEM."""
-    cdef uint32_t at = _range_find(mm, start)
-    cdef uint64_t tail
-    while at < mm.range_count and mm.ranges[at].start < end:
-        tail = mm.ranges[at].end
-        if mm.ranges[at].start < start and tail > end:
-            if _range_splice(mm, at + 1, 0, 1) != 0:
-                return -12
-            mm.ranges[at].end = start
-            mm.ranges[at + 1].start = end
-            mm.ranges[at + 1].end = tail
-            return 0
-        if mm.ranges[at].start < start:
-            mm.ranges[at].end = start
-            at += 1
-        elif tail > end:
-            mm.ranges[at].start = end
-            return 0
-        else:
-            _range_splice(mm, at, 1, 0)
-    return 0
 
 
 cdef void engine_stop(Engine *engine, const char *reason, long detail) noexcept nogil:
