@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,21 @@ from bench.table import Result, Timing, markdown
 
 HERE = Path(__file__).parent
 SIDES = ("none", "kernel", "userswap")
+RESULTS = """\
+# The kernel's swap file and userswap, side by side
+
+`python -m bench {command}`, or `make bench`:
+
+{setting}.
+
+{table}
+
+One process with one array of 16-byte records of random bits (nothing compresses), checked to the last byte
+in every phase. "No limit" has all the memory it asks for. "Kernel" is a swap file under a memory cgroup,
+which counts page tables and the file cache as well; "userswap" is `userswap run --ram`, which counts the
+engine's own memory. A unit is a page of 4 KiB, for the random phases an operation on a random page, a quarter
+of which are in memory. The teardown is the munmap of the whole array.
+"""
 Command = Callable[[list[str]], list[str]]
 
 
@@ -93,6 +109,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where the swap lies")
     parser.add_argument("--swappiness", type=int, default=60, help="of the kernel's side (60)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one run may take (600)")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the table with its command")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
     return parser.parse_args(argv)
 
@@ -115,8 +132,12 @@ def main(argv: list[str] | None = None) -> None:
         f"medians of {options.rounds} rounds, Linux {platform.release()}, {os.cpu_count()} CPUs, "
         f"kernel swappiness {options.swappiness}, page-cluster {page_cluster}"
     )
-    print(setting + "\n")
-    print(markdown(results))
+    table = markdown(results)
+    print(f"{setting}\n\n{table}")
+    if options.results:
+        options.results.write_text(
+            RESULTS.format(setting=setting, table=table, command=shlex.join(sys.argv[1:]))
+        )
     if options.json:
         rows = [result.as_dict() for result in results]
         options.json.write_text(json.dumps({"setting": setting, "runs": rows}, indent=1) + "\n")

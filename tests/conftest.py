@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the tests that run whole programs."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from support import Programs, Runner, privileged
+
+
+def pytest_configure() -> None:
+    """Whoever ends the tests by SIGTERM, such as timeout(1), leaves no program of theirs running either."""
+    signal.signal(signal.SIGTERM, lambda number, frame: pytest.exit("terminated", 128 + number))
 
 
 @pytest.fixture(scope="session")
