@@ -44,7 +44,11 @@ cdef int64_t limit_least(Engine *engine) noexcept nogil:
 
 cdef bint limit_near(Engine *engine) noexcept nogil:
     """Whether the programs must be entered now, so that it is done before the limit is reached."""
-    return load_i64(&engine.resident) > engine.low - max(engine.limit // 8, min(<int64_t>12288, engine.limit // 3))
+    return limit_is_near(engine, load_i64(&engine.resident))
+
+
+cdef bint limit_is_near(Engine *engine, int64_t pages) noexcept nogil:
+    return pages > engine.low - max(engine.limit // 8, min(<int64_t>12288, engine.limit // 3))
 
 
 cdef int64_t room_left(Engine *engine) noexcept nogil:

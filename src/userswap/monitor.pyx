@@ -9,7 +9,7 @@ that is a few times a second far below the limit, and once a millisecond near it
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from userswap.enter cimport enter_wanted
-from userswap.limit cimport limit_near, room_check_stuck, room_sampled
+from userswap.limit cimport limit_is_near, limit_near, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
 from userswap.system cimport (
@@ -30,6 +30,7 @@ from userswap.processes cimport (
     anonymous_pages,
     tree_forget_gone,
     tree_measure_shared,
+    tree_pages,
     tree_refresh,
     tree_sample,
 )
@@ -99,13 +100,14 @@ cdef bint _tick(Engine *engine) noexcept nogil:
     cdef bint near = limit_near(engine)
     engine.tree.ticks += 1
     tree_refresh(&engine.tree)
-    if near:
-        tree_measure_shared(&engine.tree)
     if near or engine.tree.ticks % OWN_EVERY == 1:
         engine.own_pages = _own_pages(engine)
     granted = load_i64(&engine.granted)
     dropped = load_i64(&engine.dropped)
-    room_sampled(engine, tree_sample(&engine.tree) + engine.own_pages, granted, dropped)
+    tree_sample(&engine.tree)
+    if limit_is_near(engine, tree_pages(&engine.tree) + engine.own_pages):
+        tree_measure_shared(&engine.tree)
+    room_sampled(engine, tree_pages(&engine.tree) + engine.own_pages, granted, dropped)
     near = limit_near(engine)
     if near:
         enter_wanted(engine)

@@ -39,6 +39,7 @@ cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
 cdef void tree_deinit(Tree *tree) noexcept nogil
 cdef void tree_refresh(Tree *tree) noexcept nogil
 cdef void tree_forget_gone(Tree *tree) noexcept nogil
-cdef int64_t tree_sample(Tree *tree) noexcept nogil
+cdef void tree_sample(Tree *tree) noexcept nogil
+cdef int64_t tree_pages(Tree *tree) noexcept nogil
 cdef void tree_measure_shared(Tree *tree) noexcept nogil
 cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil

@@ -196,9 +196,20 @@ cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil:
     return <int64_t>resident - <int64_t>shared
 
 
-cdef int64_t tree_sample(Tree *tree) noexcept nogil:
-    """Resident anonymous pages of the tree, each address space counted once. Marks what is gone."""
+cdef int64_t tree_pages(Tree *tree) noexcept nogil:
+    """Resident anonymous pages of the tree, each page counted once as far as is known."""
     cdef int64_t total = 0
+    cdef uint32_t at
+    cdef Process *process
+    for at in range(tree.count):
+        process = &tree.processes[at]
+        if not process.shares:
+            total += process.anonymous - min(process.shared, process.anonymous)
+    return total
+
+
+cdef void tree_sample(Tree *tree) noexcept nogil:
+    """Looks at each process. Marks what is gone."""
     cdef uint32_t at
     cdef Process *process
     for at in range(tree.count):
@@ -213,9 +224,6 @@ cdef int64_t tree_sample(Tree *tree) noexcept nogil:
             process.shares = sys_same_memory(process.pid, process.parent) == 1
             if not process.shares:
                 _read_name(process)
-        if not process.shares:
-            total += process.anonymous - min(process.shared, process.anonymous)
-    return total
 
 
 cdef int64_t _shared_pages(pid_t pid) noexcept nogil:
