@@ -262,7 +262,8 @@ cdef void tree_measure_shared(Tree *tree) noexcept nogil:
         process = &tree.processes[at]
         if not process.gone and not process.shares and process.anonymous > SHARED_WORTH:
             process.shared = _shared_pages(process.pid)
-            any = any or process.shared > SHARED_WORTH // 4
+            # A young one may have been in the middle of its fork.
+            any = any or process.shared > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
     tree.shared_next = now + SHARED_EVERY_US
     if any:
         tree.shared_next = now + min(max(5 * (sys_now_us() - now), <uint64_t>SHARED_LEAST_US), <uint64_t>SHARED_EVERY_US)
