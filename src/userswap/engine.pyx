@@ -51,6 +51,7 @@ from userswap.types cimport BLOCK_BYTES, PAGE_SHIFT
 cdef extern from "<unistd.h>" nogil:
     int getpid()
 
+
 class EngineError(Exception):
     """The program cannot be served any longer (or not at all); the text is the reason, one line."""
 
@@ -260,7 +261,6 @@ cdef class Engine:
                 mm_leave(engine, mm)
                 mm_end(engine, mm)
                 mm_put(engine, mm)
-
 
 
 cdef dict _counters(EngineState *engine):

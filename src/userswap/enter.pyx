@@ -195,8 +195,8 @@ cdef void enter_wanted(Engine *engine) noexcept nogil:
     cdef uint32_t at
     cdef Process *largest
     cdef Process *process
-    cdef uint32_t turn
-    for turn in range(engine.tree.count):
+    cdef uint32_t _turn
+    for _turn in range(engine.tree.count):
         largest = NULL
         for at in range(engine.tree.count):
             process = &engine.tree.processes[at]

@@ -59,7 +59,6 @@ from userswap.system cimport (
 from userswap.types cimport (
     AGE_MAX,
     BLOCK_BYTES,
-    BLOCK_PAGES,
     CACHED,
     FILLED,
     PAGE_BYTES,

@@ -10,7 +10,7 @@
  * If the engine dies the helper waits on, holding the userfaultfd open: that is what keeps the program's
  * evicted pages from turning into zeros. */
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("O2", "no-jump-tables", "no-stack-protector", "no-tree-loop-distribute-patterns", \
+#pragma GCC optimize("O2", "no-jump-tables", "no-stack-protector", "no-tree-loop-distribute-patterns",                 \
 		     "no-reorder-blocks-and-partition")
 #endif
 

@@ -25,12 +25,12 @@ enum {
 };
 
 enum userswap_request {
-	USERSWAP_NOTHING,        /* only answer */
-	USERSWAP_MOVE,           /* UFFDIO_MOVE(dst, src, len) with the mailbox's mode */
-	USERSWAP_DROP,           /* forget [src, src + len) of the staging area, without an event */
+	USERSWAP_NOTHING,	 /* only answer */
+	USERSWAP_MOVE,		 /* UFFDIO_MOVE(dst, src, len) with the mailbox's mode */
+	USERSWAP_DROP,		 /* forget [src, src + len) of the staging area, without an event */
 	USERSWAP_POPULATE_WRITE, /* madvise(src, len, MADV_POPULATE_WRITE) */
-	USERSWAP_MADVISE,        /* madvise(src, len, dst) */
-	USERSWAP_EXIT,           /* answer and exit */
+	USERSWAP_MADVISE,	 /* madvise(src, len, dst) */
+	USERSWAP_EXIT,		 /* answer and exit */
 };
 
 /* result: bytes moved (MOVE) or 0, or -errno where nothing was done, -ECANCELED where an earlier item failed.
@@ -48,7 +48,7 @@ struct userswap_item {
 struct userswap_mailbox {
 	uint32_t magic;
 	uint32_t posted; /* futex; written by the engine */
-	uint32_t done;   /* futex; written by the helper */
+	uint32_t done;	 /* futex; written by the helper */
 	uint32_t request;
 	uint32_t count;
 	int32_t uffd; /* the helper's own number of the userfaultfd */

@@ -11,7 +11,7 @@ maps anew and touches until the monitor has seen it, a millisecond or two later.
 limit is for that; the one from low to high lets the evictor work ahead of need.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from userswap.mm cimport engine_stop
 from userswap.system cimport (

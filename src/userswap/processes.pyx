@@ -254,6 +254,7 @@ cdef void tree_measure_shared(Tree *tree) noexcept nogil:
     walks their page tables for it, some milliseconds a gigabyte: as often as takes a fifth of the time."""
     cdef uint32_t at
     cdef uint64_t now = sys_now_us()
+    cdef uint64_t taken
     cdef bint any = False
     cdef Process *process
     if now < tree.shared_next or tree.count < 2:
@@ -266,4 +267,5 @@ cdef void tree_measure_shared(Tree *tree) noexcept nogil:
             any = any or process.shared > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
     tree.shared_next = now + SHARED_EVERY_US
     if any:
-        tree.shared_next = now + min(max(5 * (sys_now_us() - now), <uint64_t>SHARED_LEAST_US), <uint64_t>SHARED_EVERY_US)
+        taken = sys_now_us() - now
+        tree.shared_next = now + min(max(5 * taken, <uint64_t>SHARED_LEAST_US), <uint64_t>SHARED_EVERY_US)

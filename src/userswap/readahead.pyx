@@ -9,7 +9,6 @@ single pages, and a program may read up to 16 streams at once.
 from libc.string cimport memset
 
 
-
 cdef int _continues(Stream *stream, uint64_t page) noexcept nogil:
     """1 or -1: the page continues the stream upwards or downwards; 0: it does not."""
     # A window may have ended early at a page that was present: a little beyond its end is its end as well.

@@ -138,8 +138,7 @@ static inline int sys_uffd_wake(int uffd, uint64_t at, uint64_t bytes)
 
 static inline int sys_uffd_register(int uffd, uint64_t at, uint64_t bytes)
 {
-	struct uffdio_register reg = {
-	    {at, bytes}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};
+	struct uffdio_register reg = {{at, bytes}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};
 
 	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
@@ -159,7 +158,8 @@ static inline long sys_uffd_read(int uffd, struct uffd_msg *msgs, size_t count)
 }
 
 /* Present pages, the shared zero page left out: fills regions, moves *from on; the number of regions or -errno. */
-static inline long sys_pagemap_present(int pagemap, uint64_t *from, uint64_t end, struct page_region *regions, size_t count)
+static inline long sys_pagemap_present(int pagemap, uint64_t *from, uint64_t end, struct page_region *regions,
+				       size_t count)
 {
 	struct pm_scan_arg arg;
 	long n;
