@@ -53,7 +53,7 @@ def test_go_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_large_dict(userswap: Runner) -> None:
-    userswap.quarter(script("walk_dict.py", 800_000))
+    userswap.quarter(script("walk_dict.py", 700_000))
 
 
 def test_sqlite_in_memory(userswap: Runner) -> None:
@@ -61,7 +61,7 @@ def test_sqlite_in_memory(userswap: Runner) -> None:
 
 
 def test_script_of_several_processes(userswap: Runner) -> None:
-    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "500000"])
+    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "750000"])
 
 
 def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Path) -> None:
@@ -69,16 +69,16 @@ def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Pa
     lines = tmp_path / "lines"
     rng = random.Random(1)
     with lines.open("wb") as file:
-        for _ in range(280_000):
-            file.write(rng.randbytes(500).hex().encode() + b"\n")
+        for _ in range(140_000):
+            file.write(rng.randbytes(1000).hex().encode() + b"\n")
     command = [program("sort"), "-S", "1G", "--parallel=2", str(lines)]
     _, swapped = userswap.quarter(command, env={"LC_ALL": "C"})
     assert lines.stat().st_size > swapped.stats["ram_limit_bytes"]
 
 
 def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path) -> None:
-    command = [program("stress-ng"), "--vm", "2", "--vm-bytes", "192M", "--vm-method", "all", "--verify"]
-    command += ["--vm-ops", "60000", "--timeout", "40", "--temp-path", str(tmp_path)]
+    command = [program("stress-ng"), "--vm", "2", "--vm-bytes", "512M", "--vm-method", "all", "--verify"]
+    command += ["--vm-ops", "300000", "--timeout", "40", "--temp-path", str(tmp_path)]
     native = userswap.native(command)
     swapped = userswap(command, native.sampled.peak_bytes // 4)
     assert swapped.stats["pages_evicted"] * 4096 > native.sampled.peak_bytes // 2, swapped.describe()

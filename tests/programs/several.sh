@@ -8,8 +8,8 @@ set -eu
 python=$1 programs=$2 entries=$3
 
 echo "first $("$python" "$programs/walk_dict.py" "$entries")"
-"$python" "$programs/walk_dict.py" "$((entries / 2))" >"$TMPDIR/left" &
-"$python" "$programs/walk_dict.py" "$((entries / 2 + 1))" >"$TMPDIR/right" &
+"$python" "$programs/walk_dict.py" "$((entries / 3))" >"$TMPDIR/left" &
+"$python" "$programs/walk_dict.py" "$((entries / 3 + 1))" >"$TMPDIR/right" &
 wait
 cat "$TMPDIR/left" "$TMPDIR/right"
 (

@@ -18,7 +18,7 @@ def main(entries: int) -> None:
     for key, value in table.items():
         checksum.update(f"{key} {value}".encode())
     at = 1
-    for _ in range(entries // 10):
+    for _ in range(entries // 100):
         at = at * 1103515245 + 12345 & 0x7FFFFFFF
         checksum.update(str(table.get(f"key {at % entries}")).encode())
     print(checksum.hexdigest())
