@@ -53,7 +53,7 @@ def test_go_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_large_dict(userswap: Runner) -> None:
-    userswap.quarter(script("walk_dict.py", 700_000))
+    userswap.quarter(script("walk_dict.py", 1_000_000))
 
 
 def test_sqlite_in_memory(userswap: Runner) -> None:
@@ -61,7 +61,7 @@ def test_sqlite_in_memory(userswap: Runner) -> None:
 
 
 def test_script_of_several_processes(userswap: Runner) -> None:
-    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "750000"])
+    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "1000000"])
 
 
 def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Path) -> None:
