@@ -7,6 +7,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t
 
 
+from userswap.check cimport check_ended
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
@@ -93,6 +94,7 @@ cdef class Engine:
         limit_set(engine, pages)
         engine.stamp_shift = _stamp_shift(pages)
         engine.mm_serial = 1
+        engine.checking = "USERSWAP_CHECK" in os.environ
         engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
@@ -160,8 +162,11 @@ cdef class Engine:
             os.eventfd_read(engine.attention)
         except BlockingIOError:
             pass
-        if engine.reason[0] != 0:
-            raise EngineError((<bytes>engine.reason).decode(errors="replace"))
+        self._raise_reason()
+
+    def _raise_reason(self):
+        if self._state.reason[0] != 0:
+            raise EngineError((<bytes>self._state.reason).decode(errors="replace"))
 
     def hold_entering(self):
         """Until release_entering(), no process is entered: the caller may wait for children."""
@@ -261,6 +266,9 @@ cdef class Engine:
                 mm_leave(engine, mm)
                 mm_end(engine, mm)
                 mm_put(engine, mm)
+            if engine.checking:
+                check_ended(engine)
+        self._raise_reason()
 
 
 cdef dict _counters(EngineState *engine):

@@ -13,13 +13,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.types cimport pid_t
 
-from userswap.inject cimport USERSWAP_MOVE, Helper, helper_call, helper_end, helper_inject
+from userswap.inject cimport Helper, helper_end, helper_inject
 from userswap.mappings cimport mappings_register
 from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
 from userswap.processes cimport NAME_BYTES, Process
 from userswap.system cimport (
     EAGAIN,
-    EBUSY,
     EINVAL,
     ENOMEM,
     ESRCH,
@@ -36,7 +35,6 @@ from userswap.system cimport (
     sys_open_proc,
     sys_signal_eventfd,
 )
-from userswap.types cimport PAGE_SHIFT
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
@@ -71,33 +69,16 @@ cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil
     return 0
 
 
-cdef bint _same_memory(Helper *helper) noexcept nogil:
-    """Whether the helper's userfaultfd is of its own address space: only then does a move of nothing fail for
-    the reason that there is nothing (and staging is empty)."""
-    helper.mailbox.request = USERSWAP_MOVE
-    helper.mailbox.mode = 0
-    helper.mailbox.count = 1
-    helper.mailbox.items[0].dst = helper.staging
-    helper.mailbox.items[0].src = helper.staging + (1 << PAGE_SHIFT)
-    helper.mailbox.items[0].len = 1 << PAGE_SHIFT
-    return helper_call(helper) == 0 and helper.mailbox.items[0].result != -EINVAL
-
-
 cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     """Makes a helper in the process if this address space, the kernel's word of a fork, is the process' own.
 
     Returns 0, -EINVAL if it is not, or another -errno."""
     cdef Helper helper
     cdef int result = helper_inject(pid, mm.uffd, FEATURES, STAGING_BYTES, &helper)
-    if result == -EBUSY:        # what lies there in the other address space is registered otherwise
-        return -EINVAL
     if result != 0:
         return result
     close(helper.uffd)      # the mm has one
     helper.uffd = mm.uffd
-    if not _same_memory(&helper):
-        helper_end(&helper)
-        return -EINVAL
     return _bind(engine, mm, pid, &helper)
 
 

@@ -257,6 +257,7 @@ cdef void _stopped_at(Evictor *evictor, Mm *mm, Run *run, int result) noexcept n
         # MADV_FREE had given it back before we knew of the mapping, and the kernel has dropped it since.
         table_set(mm.table, page, 0)
         mm.present -= 1
+        add_i64(&evictor.engine.counters.pages_vanished, 1)
     elif result == -EBUSY and evictor.unshare_count < UNSHARE_RUNS and not _unshared(evictor, mm, page):
         evictor.unshare[evictor.unshare_count].page = page
         evictor.unshare[evictor.unshare_count].count = run.count - run.moved

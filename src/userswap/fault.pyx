@@ -63,6 +63,7 @@ from userswap.system cimport (
     sys_futex_wait,
     sys_name_thread,
     sys_now_us,
+    sys_page_absent,
     sys_pin_to_cpu,
     sys_prefer,
     sys_release,
@@ -70,6 +71,7 @@ from userswap.system cimport (
     sys_signal_eventfd,
     sys_uffd_copy,
     sys_uffd_read,
+    sys_uffd_settled,
     sys_uffd_unprotect,
     sys_uffd_wake,
     uffd_msg,
@@ -574,6 +576,21 @@ cdef int _unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
 
 # ---- a fault
 
+cdef bint _is_there(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
+    """Whether a page that we think present is. If not, its value is set right: the kernel has dropped a page
+    that MADV_FREE had given back before we knew of its mapping, or we have taken what was mapped at an address
+    for a moment for what is mapped there now. Mm.lock is held, and no event is under way."""
+    cdef uint32_t value = table_get(mm.table, page)
+    if not mm.entered or sys_page_absent(mm.pagemap, page) != 1:
+        return True
+    table_set(mm.table, page, offset_of(value))
+    mm.present -= 1
+    if offset_of(value) != 0:
+        mm.swapped += 1
+    add_i64(&engine.counters.pages_vanished, 1)
+    return False
+
+
 cdef int _serve_once(Worker *worker, Mm *mm, uint64_t page, uint64_t flags) noexcept nogil:
     """With Mm.lock held. 0 when the fault has its answer, or -EAGAIN."""
     cdef uint32_t value = table_get(mm.table, page)
@@ -581,6 +598,8 @@ cdef int _serve_once(Worker *worker, Mm *mm, uint64_t page, uint64_t flags) noex
         return 0
     if flags & UFFD_PAGEFAULT_FLAG_WP:
         return _unprotect(worker, mm, page)
+    if is_present(value) and sys_uffd_settled(mm.uffd) and not _is_there(worker.engine, mm, page):
+        value = table_get(mm.table, page)
     if is_present(value):       # another thread's fault brought it
         sys_uffd_wake(mm.uffd, page << PAGE_SHIFT, PAGE_BYTES)
         return 0

@@ -4,7 +4,7 @@
 The clone has not run an instruction of its own. It is made to do, one by one, the system calls that cut it
 loose from the program's files, map the one region that is ours, and open the userfaultfd; then it is given
 its code and let go."""
-from libc.errno cimport EACCES, EIO, ENOMEM, EPERM, errno
+from libc.errno cimport EACCES, EIO, ENOENT, ENOMEM, EPERM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -66,12 +66,15 @@ cdef extern from *:
         int cmsg_level, cmsg_type
     ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
 
-    const unsigned long UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW
+    const unsigned long UFFDIO_API, UFFDIO_MOVE, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW
     const uint64_t UFFD_API, UFFDIO_REGISTER_MODE_MISSING
     ctypedef struct uffdio_api "struct uffdio_api":
         uint64_t api, features, ioctls
     ctypedef struct uffdio_range "struct uffdio_range":
         uint64_t start, len
+    ctypedef struct uffdio_move "struct uffdio_move":
+        uint64_t dst, src, len, mode
+        int64_t move
     ctypedef struct uffdio_register "struct uffdio_register":
         uffdio_range range
         uint64_t mode, ioctls
@@ -303,7 +306,25 @@ cdef int open_uffd(Tracee *child, int pidfd, uint64_t scratch) noexcept nogil:
 cdef int pass_uffd(Tracee *child, int pidfd, int uffd, uint64_t scratch) noexcept nogil:
     """One that the kernel made for a fork child: the helper gets a copy of ours."""
     cdef int fd = place_fd(child, send_fd(child, pidfd, uffd, scratch), USERSWAP_HELPER_UFFD)
-    return take_fd(pidfd, fd) if fd >= 0 else fd
+    cdef int rc = check_own(child, fd, scratch) if fd >= 0 else fd
+    return take_fd(pidfd, fd) if rc == 0 else rc
+
+
+cdef int check_own(Tracee *child, int uffd, uint64_t scratch) noexcept nogil:
+    """Whether the userfaultfd is of the child's own address space, -EINVAL if not. The kernel refuses a move in
+    another one before it looks at the addresses; in the right one it finds nothing mapped at these. To find out
+    by registering would change how a relative's memory is registered."""
+    cdef uffdio_move move
+    cdef int rc
+    move.src = PAGE
+    move.dst = 2 * PAGE
+    move.len = PAGE
+    move.mode = 0
+    move.move = 0
+    rc = write_memory(child.tid, scratch, &move, sizeof(move))
+    if rc == 0:
+        rc = <int>remote_call(child, SYS_ioctl, uffd, UFFDIO_MOVE, scratch)
+    return 0 if rc == -ENOENT else rc
 
 
 cdef int enable_uffd(int uffd, uint64_t features) noexcept nogil:
@@ -314,7 +335,6 @@ cdef int enable_uffd(int uffd, uint64_t features) noexcept nogil:
 
 
 cdef int register_staging(int uffd, Region *region) noexcept nogil:
-    """-EINVAL when the userfaultfd is of another address space."""
     cdef uffdio_register area
     area.range.start = region.staging
     area.range.len = region.staging_length

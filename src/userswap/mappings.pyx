@@ -28,6 +28,7 @@ from userswap.system cimport (
     sys_now_us,
     sys_pagemap_present,
     sys_uffd_register,
+    sys_uffd_settled,
 )
 from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, present_value
 
@@ -135,6 +136,7 @@ cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nog
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
     """Registers the mappings that are not yet. Returns how many there were.
 
+    While an event is under way the table may speak of what was at an address before: then it waits as well.
     A mapping of which a part is known already has been registered all the time, so that its rest may hold pages
     which an event has removed from our table but the kernel not yet from the mapping: it waits for quiet."""
     cdef procmap_query mapping
@@ -150,7 +152,8 @@ cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
             continue
         pthread_mutex_lock(&mm.lock)
         if not _covered(mm, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT):
-            if sys_now_us() - mm.removed_at < QUIET_US and _partly_known(mm, &mapping):
+            if not sys_uffd_settled(mm.uffd) or (
+                    sys_now_us() - mm.removed_at < QUIET_US and _partly_known(mm, &mapping)):
                 again = True
             else:
                 _register(engine, mm, &mapping)

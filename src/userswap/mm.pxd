@@ -37,6 +37,7 @@ cdef struct Counters:
     int64_t pages_readahead
     int64_t pages_readahead_used
     int64_t pages_refaulted
+    int64_t pages_vanished
     int64_t blocks_cleaned
     int64_t processes_attached
     int64_t forks
@@ -148,6 +149,7 @@ cdef struct Engine:
     uint32_t window_most    # pages that one fault brings at most
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
+    bint checking           # run the invariant checks (tests)
     int attention           # eventfd: control() is wanted
     pthread_mutex_t ptrace_lock     # held while a process is entered, and while children are waited for
     # Guards the reason and left_alone.

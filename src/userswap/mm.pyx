@@ -223,6 +223,7 @@ cdef void _move_values(void *context, uint64_t page, uint32_t *values, uint64_t 
         # Nobody fills the page at its new place: who was at it finds its value gone.
         if is_busy(value):
             value = offset_of(value)
+        mm_forget(change.engine, change.mm, page + at + change.shift, 1)
         if table_set(change.mm.table, page + at + change.shift, value) != 0:
             engine_stop(change.engine, b"no memory for a page table", 0)
         values[at] = 0

@@ -8,6 +8,7 @@ that is a few times a second far below the limit, and once a millisecond near it
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
 from userswap.limit cimport limit_is_near, limit_near, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_register
@@ -39,6 +40,7 @@ cdef enum:
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
     INTERVAL_MAX_US = 250000
     INTERVAL_MIN_US = 1000
+    CHECK_EVERY = 16
     OWN_EVERY = 16              # looks at the engine's own memory, far below the limit
     RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
 
@@ -116,6 +118,8 @@ cdef bint _tick(Engine *engine) noexcept nogil:
     tree_forget_gone(&engine.tree)
     _end_dead(engine)
     room_check_stuck(engine)
+    if engine.checking and engine.tree.ticks % CHECK_EVERY == 0:
+        check_running(engine)
     return near
 
 

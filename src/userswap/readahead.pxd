@@ -11,7 +11,8 @@ cdef struct Stream:
     uint64_t next           # the fault that would continue it upwards
     uint64_t below          # ... downwards
     uint64_t last_used
-    uint32_t window         # pages brought in at the last fault
+    uint32_t window         # pages wanted at the last fault
+    uint32_t brought        # ... and brought in
     int32_t direction       # 1, -1, or 0 while unknown
 
 cdef struct Streams:

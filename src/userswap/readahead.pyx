@@ -50,9 +50,10 @@ cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noex
         at = oldest
         stream = &streams.streams[at]
         stream.window = 1
+        stream.brought = 0
         window.confirmed = 0
     else:
-        window.confirmed = stream.window - 1
+        window.confirmed = stream.brought - 1 if stream.brought > 0 else 0
         stream.window = _grown(streams, stream.window)
     stream.direction = direction
     stream.last_used = streams.clock
@@ -67,5 +68,6 @@ cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noex
 cdef void readahead_done(Streams *streams, Window *window) noexcept nogil:
     """The window as it was carried out: the next fault of the stream is expected at its edge."""
     cdef Stream *stream = &streams.streams[window.stream]
+    stream.brought = window.count
     stream.next = window.start + window.count
     stream.below = window.start - 1 if window.start > 0 else 0

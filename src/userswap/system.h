@@ -230,9 +230,13 @@ static inline void sys_poll_in(int fd, uint64_t us)
  * can hold: below the lowest address that the kernel lets a program map. */
 static inline int sys_uffd_alive(int uffd)
 {
-	struct uffdio_writeprotect wp = {{4096, 4096}, 0};
+	return sys_uffd_unprotect(uffd, 4096, 4096) != -ESRCH;
+}
 
-	return !(ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) < 0 && errno == ESRCH);
+/* 0 when the program has changed a mapping and the event of it is still to be read, or even to be queued. */
+static inline int sys_uffd_settled(int uffd)
+{
+	return sys_uffd_unprotect(uffd, 4096, 4096) != -EAGAIN;
 }
 
 /* Reads a small /proc file whole: the length, or -errno. The text ends with a zero byte. */

@@ -115,6 +115,7 @@ cdef extern from "system.h" nogil:
     int sys_page_absent(int, uint64_t)
     int sys_process_dead(int)
     int sys_uffd_alive(int)
+    int sys_uffd_settled(int)
     void sys_poll_in(int, uint64_t)
     long sys_read_small(int, char *, size_t)
     int sys_open_proc(pid_t, const char *)

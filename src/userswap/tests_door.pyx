@@ -1,0 +1,635 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A door for tests to the structures of the data plane. The product does not use it.
+
+Each class owns one structure and takes its locks as the engine does; what a test wants to know beyond the
+functions themselves, `check` (the invariants of types.pxd) and the snapshots, is here and not in the engine.
+"""
+import errno
+import os
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from userswap.log cimport (
+    BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, BUFFERS_MAX, MAX_AREAS, NO_BLOCK, log_clean,
+    log_commit, log_deinit, log_free_slots, log_freed, log_init, log_pin, log_read, log_reserve, log_unpin,
+    log_write_next,
+)
+from userswap.log cimport Log as LogStruct
+from userswap.pagetable cimport PageTable as TableStruct
+from userswap.pagetable cimport TABLE_FANOUT, table_free, table_get, table_make, table_set, table_visit
+from userswap.ranges cimport Ranges as RangesStruct
+from userswap.ranges cimport ranges_add, ranges_copy, ranges_end, ranges_free, ranges_hit, ranges_remove
+from userswap.readahead cimport Streams as StreamsStruct
+from userswap.readahead cimport Window, readahead_done, readahead_init, readahead_window
+from userswap.reclaim cimport reclaim_age as c_reclaim_age
+from userswap.reclaim cimport reclaim_run as c_reclaim_run
+from userswap.space cimport (
+    LEAF_ENTRIES, NO_LEAF, space_allocate, space_deinit, space_fill_code, space_fill_value, space_free, space_get,
+    space_init, space_put, space_set, space_word,
+)
+from userswap.space cimport Space as SpaceStruct
+from userswap.stores cimport Store, file_store_init
+from userswap.system cimport (
+    pthread_mutex_lock, pthread_mutex_unlock, sys_pwrite_all, sys_release, sys_reserve, sys_sleep_us,
+)
+from userswap.types cimport (
+    AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_MAX, FILLED, FREE, PAGE_BYTES, STORED, age_of,
+    entry_count, entry_make, entry_payload, entry_state, is_present, present_value, stored_block, stored_index,
+    stored_stamp,
+)
+
+STATES = {'free': FREE, 'filled': FILLED, 'cached': CACHED, 'stored': STORED}
+STATE_NAMES = {number: name for name, number in STATES.items()}
+BLOCK_STATES = ['free', 'open', 'full', 'writing', 'stored']
+COUNT_STICKY = COUNT_MAX
+NO_CODE = 0xFFFFFFFFFFFFFFFF
+FRESH = AGE_FRESH
+REFAULT = AGE_REFAULT
+
+
+cdef int _fail(int result) except -1:
+    raise OSError(-result, os.strerror(-result))
+
+
+# ---- space
+
+cdef class Space:
+    """A swapper space of its own."""
+    cdef SpaceStruct space
+
+    def __cinit__(self):
+        if space_init(&self.space) != 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        space_deinit(&self.space)
+
+    def allocate(self, str state='cached', int count=1, uint64_t payload=0):
+        """The offset of a new entry; 0 when there is none."""
+        return space_allocate(&self.space, entry_make(STATES[state], count, payload))
+
+    def set(self, uint32_t offset, str state, int count, uint64_t payload=0):
+        space_set(&self.space, offset, entry_make(STATES[state], count, payload))
+
+    def get(self, uint32_t offset):
+        space_get(&self.space, offset)
+
+    def put(self, uint32_t offset):
+        """Whether this freed the entry."""
+        return space_put(&self.space, offset) != 0
+
+    def free(self, uint32_t offset):
+        space_free(&self.space, offset)
+
+    def entry(self, uint32_t offset):
+        """(state, count, payload); an offset whose leaf holds no memory is free."""
+        if offset // LEAF_ENTRIES >= self.space.leaf_limit:
+            raise IndexError(offset)
+        if self.space.leaves[offset // LEAF_ENTRIES].words == NULL:
+            return 'free', 0, 0
+        word = space_word(&self.space, offset)
+        return STATE_NAMES[entry_state(word)], entry_count(word), entry_payload(word)
+
+    def fill_code(self, uint64_t value):
+        return space_fill_code(&self.space, value)
+
+    def fill_value(self, uint64_t payload):
+        return space_fill_value(&self.space, payload)
+
+    def limit(self, leaves=None, fill_words=None):
+        """Makes it smaller than it is, so that a test can fill it."""
+        if leaves is not None:
+            self.space.leaf_limit = leaves
+        if fill_words is not None:
+            self.space.fill_limit = fill_words
+
+    @property
+    def entries(self):
+        return self.space.entries
+
+    @property
+    def leaf_pages(self):
+        return self.space.leaf_pages
+
+    @property
+    def fill_words(self):
+        return self.space.fill_count
+
+    def check(self):
+        """The invariants; returns the offsets in use."""
+        return _check_space(&self.space)
+
+
+cdef list _check_space(SpaceStruct *space):
+    cdef uint32_t at, index, used
+    cdef uint64_t leaves = 0
+    cdef list offsets = []
+    for at in range(space.leaf_end):
+        if space.leaves[at].words == NULL:
+            assert space.leaves[at].used == 0, f'leaf {at} has no memory and {space.leaves[at].used} entries'
+            assert space.leaves[at].listed, f'leaf {at} is empty and not on the list of those with room'
+            continue
+        leaves += 1
+        used = 0
+        for index in range(LEAF_ENTRIES):
+            if entry_state(space.leaves[at].words[index]) == FREE:
+                assert space.leaves[at].words[index] == 0, f'a free word is not zero: {at * LEAF_ENTRIES + index}'
+                continue
+            used += 1
+            if at + index > 0:
+                offsets.append(at * LEAF_ENTRIES + index)
+        assert space.leaves[at].used == used, f'leaf {at}: used {space.leaves[at].used}, words {used}'
+        assert used > 0, f'leaf {at} is empty and holds memory'
+        assert (not space.leaves[at].listed) == (used == LEAF_ENTRIES), f'leaf {at}: listed, and {used} used'
+    assert space.leaf_pages == leaves, f'leaf_pages {space.leaf_pages}, leaves {leaves}'
+    assert space.entries == len(offsets), f'entries {space.entries}, words {len(offsets)}'
+    _check_room(space)
+    return offsets
+
+
+cdef _check_room(SpaceStruct *space):
+    cdef uint32_t at = space.room
+    cdef uint32_t previous = NO_LEAF
+    cdef uint32_t listed = 0
+    while at != NO_LEAF:
+        assert space.leaves[at].listed and space.leaves[at].previous == previous, f'the list is broken at {at}'
+        listed += 1
+        previous = at
+        at = space.leaves[at].next
+    assert listed == sum([space.leaves[at].listed for at in range(space.leaf_end)])
+
+
+# ---- page tables
+
+cdef struct Visits:
+    void *list
+    uint32_t add
+
+
+cdef void _visit(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef Visits *visits = <Visits *>context
+    cdef uint64_t at
+    with gil:
+        (<list>visits.list).append((page, [values[at] for at in range(count)]))
+    for at in range(count):
+        if values[at] != 0:
+            values[at] += visits.add
+
+
+cdef class PageTable:
+    cdef TableStruct *table
+
+    def __cinit__(self):
+        self.table = table_make()
+        if self.table == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        table_free(self.table)
+
+    def get(self, uint64_t page):
+        return table_get(self.table, page)
+
+    def set(self, uint64_t page, uint32_t value):
+        cdef int result = table_set(self.table, page, value)
+        if result != 0:
+            _fail(result)
+
+    def visit(self, uint64_t page, uint64_t count, uint32_t add=0):
+        """(page, values) of each run visited, before `add` is added to those that are not 0."""
+        cdef Visits visits
+        runs = []
+        visits.list = <void *>runs
+        visits.add = add
+        with nogil:
+            table_visit(self.table, page, count, _visit, &visits)
+        return runs
+
+    @property
+    def leaf_count(self):
+        return self.table.leaf_count
+
+    def check(self):
+        """leaf_count is the number of leaves."""
+        cdef uint64_t leaves = 0
+        cdef uint32_t top, middle
+        for top in range(TABLE_FANOUT):
+            if self.table.middles[top] != NULL:
+                for middle in range(TABLE_FANOUT):
+                    leaves += self.table.middles[top].leaves[middle] != NULL
+        assert self.table.leaf_count == leaves, f'leaf_count {self.table.leaf_count}, leaves {leaves}'
+
+
+# ---- ranges
+
+cdef class Ranges:
+    cdef RangesStruct ranges
+
+    def __dealloc__(self):
+        ranges_free(&self.ranges)
+
+    def add(self, uint64_t start, uint64_t end):
+        cdef int result = ranges_add(&self.ranges, start, end)
+        if result != 0:
+            _fail(result)
+
+    def remove(self, uint64_t start, uint64_t end):
+        cdef int result = ranges_remove(&self.ranges, start, end)
+        if result != 0:
+            _fail(result)
+
+    def end(self, uint64_t page):
+        return ranges_end(&self.ranges, page)
+
+    def hit(self, uint64_t start, uint64_t end):
+        return bool(ranges_hit(&self.ranges, start, end))
+
+    def copy(self):
+        cdef Ranges made = Ranges()
+        cdef int result = ranges_copy(&made.ranges, &self.ranges)
+        if result != 0:
+            _fail(result)
+        return made
+
+    def clear(self):
+        ranges_free(&self.ranges)
+
+    @property
+    def items(self):
+        return [(self.ranges.items[at].start, self.ranges.items[at].end) for at in range(self.ranges.count)]
+
+    def check(self):
+        assert self.ranges.count <= self.ranges.room
+        last = -1
+        for start, end in self.items:
+            assert last < start < end, f'ranges overlap, touch or are empty: {self.items}'
+            last = end
+
+
+# ---- stores that fail
+
+cdef struct Faults:
+    int (*write)(Store *, uint32_t, const uint8_t *) noexcept nogil
+    int (*read)(Store *, uint32_t, uint64_t, uint64_t, uint8_t *) noexcept nogil
+    int write_error         # -errno, or 0
+    int write_errors        # how many more; negative: always
+    bint torn               # a failing write has changed half of its slot
+    int read_error
+    int read_errors
+    uint64_t delay_us       # of each write
+    int64_t write_calls
+    int64_t read_calls
+    int64_t bad_calls       # outside of the area, or not aligned
+
+# A store has no room for a context: its file descriptor, which no other open store has, leads to its faults.
+cdef enum:
+    MAX_FD = 1024
+cdef Faults _faults[1024]
+
+
+cdef bint _once_more(int *errors) noexcept nogil:
+    if errors[0] > 0:
+        errors[0] -= 1
+        return True
+    return errors[0] < 0
+
+
+cdef int _faulty_write(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil:
+    cdef Faults *faults = &_faults[store.fd]
+    faults.write_calls += 1
+    if slot >= store.slots or <uint64_t>data % PAGE_BYTES != 0:
+        faults.bad_calls += 1
+    if faults.delay_us > 0:
+        sys_sleep_us(faults.delay_us)
+    if faults.write_error != 0 and _once_more(&faults.write_errors):
+        if faults.torn:
+            sys_pwrite_all(store.fd, data, BLOCK_BYTES // 2, <uint64_t>slot * BLOCK_BYTES)
+        return faults.write_error
+    return faults.write(store, slot, data)
+
+
+cdef int _faulty_read(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil:
+    cdef Faults *faults = &_faults[store.fd]
+    faults.read_calls += 1
+    if slot >= store.slots or at % PAGE_BYTES != 0 or length % PAGE_BYTES != 0 or at + length > BLOCK_BYTES:
+        faults.bad_calls += 1
+    if faults.read_error != 0 and _once_more(&faults.read_errors):
+        return faults.read_error
+    return faults.read(store, slot, at, length, into)
+
+
+# ---- the log
+
+cdef class Pin:
+    """A block held by log_pin, as a fill holds it."""
+    cdef Log log
+    cdef readonly uint32_t block
+    cdef uint8_t *data
+    cdef bint held
+
+    @property
+    def in_memory(self):
+        return self.data != NULL
+
+    def read(self, uint32_t index, uint32_t count=1):
+        """The bytes of pages of the block, without a lock, from where they were when it was pinned."""
+        cdef uint64_t length = <uint64_t>count * PAGE_BYTES
+        cdef uint8_t *into = self.log.into
+        cdef int result = 0
+        with nogil:
+            if self.data != NULL:
+                memcpy(into, self.data + <uint64_t>index * PAGE_BYTES, length)
+            else:
+                result = log_read(&self.log.log, self.block, index, count, into)
+        if result != 0:
+            _fail(result)
+        return into[:length]
+
+    def unpin(self):
+        assert self.held
+        self.held = False
+        log_unpin(&self.log.log, self.block)
+
+
+cdef class Log:
+    """A log with a space of its own. Functions that wait do so without the GIL, so that threads can test them."""
+    cdef SpaceStruct space
+    cdef LogStruct log
+    cdef uint8_t *into      # a block, for reads
+    cdef uint8_t *scratch   # a block, for cleaning
+    cdef int buffers
+
+    def __cinit__(self, int buffers=BUFFERS_MAX):
+        self.buffers = buffers
+        self.into = <uint8_t *>sys_reserve(BLOCK_BYTES)
+        self.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
+        if space_init(&self.space) != 0 or log_init(&self.log, &self.space, buffers) != 0 \
+                or self.into == NULL or self.scratch == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        log_deinit(&self.log)
+        space_deinit(&self.space)
+        sys_release(self.into, BLOCK_BYTES)
+        sys_release(self.scratch, BLOCK_BYTES)
+
+    def add_area(self, int fd, uint64_t size):
+        """A file store behind one whose faults can be set; its number."""
+        cdef Store *store = &self.log.areas[self.log.area_count]
+        cdef int result
+        assert self.log.area_count < MAX_AREAS and 0 <= fd < MAX_FD
+        result = file_store_init(store, fd, size)
+        if result != 0:
+            _fail(result)
+        memset(&_faults[fd], 0, sizeof(Faults))
+        _faults[fd].write, _faults[fd].read = store.write, store.read
+        store.write, store.read = _faulty_write, _faulty_read
+        self.log.area_count += 1
+        return self.log.area_count - 1
+
+    def fail_writes(self, int area, int error, int times=1, bint torn=False):
+        """The next writes, or with -1 all, give -error; error 0 ends it."""
+        faults = &_faults[self.log.areas[area].fd]
+        faults.write_error, faults.write_errors, faults.torn = -error, times, torn
+
+    def fail_reads(self, int area, int error, int times=1):
+        faults = &_faults[self.log.areas[area].fd]
+        faults.read_error, faults.read_errors = -error, times
+
+    def delay_writes(self, int area, uint64_t us):
+        _faults[self.log.areas[area].fd].delay_us = us
+
+    def pack(self, const uint8_t[::1] page, uint32_t stamp=0):
+        """Evicts a page as the evictor does: its offset. Waits while all buffers are on their way out."""
+        cdef uint8_t *at = NULL
+        cdef uint32_t offset = 0
+        cdef int result
+        assert page.shape[0] == PAGE_BYTES
+        with nogil:
+            result = log_reserve(&self.log, &at)
+            if result == 0:
+                memcpy(at, &page[0], PAGE_BYTES)
+                pthread_mutex_lock(&self.space.lock)
+                offset = space_allocate(&self.space, entry_make(CACHED, 1, 0))
+                if offset != 0:
+                    log_commit(&self.log, offset, stamp)
+                pthread_mutex_unlock(&self.space.lock)
+        if result != 0:
+            _fail(result)
+        if offset == 0:
+            _fail(-errno.ENOSPC)
+        return offset
+
+    def get(self, uint32_t offset):
+        pthread_mutex_lock(&self.space.lock)
+        space_get(&self.space, offset)
+        pthread_mutex_unlock(&self.space.lock)
+
+    def put(self, uint32_t offset):
+        """Whether this freed the entry, and its share of its block."""
+        cdef uint64_t word
+        with nogil:
+            pthread_mutex_lock(&self.space.lock)
+            word = space_put(&self.space, offset)
+            if word != 0:
+                log_freed(&self.log, word)
+            pthread_mutex_unlock(&self.space.lock)
+        return word != 0
+
+    def read(self, uint32_t offset):
+        """The page, as a fault would have it."""
+        cdef Pin pin
+        pin, index = self.pin(offset)
+        try:
+            return pin.read(index)
+        finally:
+            pin.unpin()
+
+    def pin(self, uint32_t offset):
+        """(pin of its block, index in it)."""
+        cdef Pin pin = Pin()
+        cdef uint64_t word
+        with nogil:
+            pthread_mutex_lock(&self.space.lock)
+            word = space_word(&self.space, offset)
+            pin.data = log_pin(&self.log, stored_block(word))
+            pthread_mutex_unlock(&self.space.lock)
+        pin.log, pin.block, pin.held = self, stored_block(word), True
+        return pin, stored_index(word)
+
+    def write_next(self):
+        """1 when a block was written or dropped, 0 when none was full, or -errno."""
+        cdef int result
+        with nogil:
+            result = log_write_next(&self.log)
+        return result
+
+    def clean(self):
+        """Dead pages of the block that was emptied, or -errno."""
+        cdef int result
+        with nogil:
+            result = log_clean(&self.log, self.scratch)
+        return result
+
+    def entry(self, uint32_t offset):
+        """(count, block, index, stamp) of a stored page."""
+        word = space_word(&self.space, offset)
+        assert entry_state(word) == STORED
+        return entry_count(word), stored_block(word), stored_index(word), stored_stamp(word)
+
+    def block(self, uint32_t at):
+        assert at < self.log.block_end
+        b = &self.log.blocks[at]
+        return {'state': BLOCK_STATES[b.state], 'area': b.area, 'slot': b.slot, 'live': b.live, 'used': b.used,
+                'pins': b.pins, 'in_memory': b.data != NULL}
+
+    def area(self, int at):
+        s = &self.log.areas[at]
+        f = &_faults[s.fd]
+        return {'slots': s.slots, 'slot_end': s.slot_end, 'returned': s.returned_count, 'writes': s.writes,
+                'bytes_written': s.bytes_written, 'reads': s.reads, 'bytes_read': s.bytes_read,
+                'write_calls': f.write_calls, 'read_calls': f.read_calls, 'bad_calls': f.bad_calls}
+
+    @property
+    def blocks(self):
+        """Blocks ever made: ids are below."""
+        return self.log.block_end
+
+    @property
+    def queued(self):
+        return self.log.queued
+
+    @property
+    def kept(self):
+        return self.log.kept_count
+
+    @property
+    def buffers_free(self):
+        return self.log.buffers_free
+
+    @property
+    def slots_used(self):
+        return self.log.slots_used
+
+    @property
+    def slots_peak(self):
+        return self.log.slots_peak
+
+    @property
+    def free_slots(self):
+        return log_free_slots(&self.log)
+
+    @property
+    def error(self):
+        return self.log.error
+
+    @property
+    def entries(self):
+        return self.space.entries
+
+    def check(self):
+        """The invariants, while no block is being written."""
+        offsets = _check_space(&self.space)
+        live = [0] * self.log.block_end
+        for offset in offsets:
+            word = space_word(&self.space, offset)
+            if entry_state(word) == STORED:
+                block, index = stored_block(word), stored_index(word)
+                live[block] += 1
+                assert index < self.log.blocks[block].used, f'{offset} names {index} in {block}'
+                assert self.log.blocks[block].owners[index] == offset, f'{offset} does not own {index} in {block}'
+        for block in range(self.log.block_end):
+            self.check_block(block, live[block])
+        self.check_lists()
+        for area in range(self.log.area_count):
+            self.check_area(area)
+
+    def check_block(self, uint32_t at, uint32_t live):
+        b = &self.log.blocks[at]
+        if b.state == BLOCK_FREE:
+            assert live == 0 and b.data == NULL and b.owners == NULL, f'block {at} is free'
+            return
+        assert b.live == live, f'block {at}: live {b.live}, words {live}'
+        assert b.live <= b.used <= BLOCK_PAGES, f'block {at}: live {b.live}, used {b.used}'
+        assert b.state == BLOCK_STORED or b.data != NULL, f'block {at} is nowhere'
+        assert (b.state == BLOCK_OPEN) == (at == self.log.open), f'block {at}: the open one is {self.log.open}'
+        assert b.state == BLOCK_OPEN or b.used == BLOCK_PAGES, f'block {at}: {b.used} used'
+        if b.state == BLOCK_STORED:
+            assert b.live > 0 or b.pins > 0, f'block {at} is stored for nobody'
+
+    def check_lists(self):
+        states = [self.log.blocks[at].state for at in range(self.log.block_end)]
+        in_memory = {at for at in range(self.log.block_end) if self.log.blocks[at].data != NULL}
+        buffers = {<uint64_t>self.log.blocks[at].data for at in in_memory}
+        buffers |= {<uint64_t>self.log.buffers[at] for at in range(self.log.buffers_free)}
+        assert len(in_memory) + self.log.buffers_free == self.buffers == len(buffers), 'a buffer is lost'
+        queue = [self.log.queue[at] for at in range(self.log.queued)]
+        assert sorted(queue) == [at for at, state in enumerate(states) if state == BLOCK_FULL]
+        kept = [self.log.kept[at] for at in range(self.log.kept_count)]
+        assert sorted(kept) == [at for at in sorted(in_memory) if states[at] == BLOCK_STORED]
+        free = []
+        at = self.log.free_ids
+        while at != NO_BLOCK:
+            free.append(at)
+            at = self.log.blocks[at].next
+        assert sorted(free) == [at for at, state in enumerate(states) if state == BLOCK_FREE]
+        assert self.log.slots_used == states.count(BLOCK_STORED), 'a slot is lost'
+
+    def check_area(self, int number):
+        area = &self.log.areas[number]
+        used = [self.log.blocks[at].slot for at in range(self.log.block_end)
+                if self.log.blocks[at].state == BLOCK_STORED and self.log.blocks[at].area == number]
+        returned = [area.returned[at] for at in range(area.returned_count)]
+        assert sorted(used + returned) == list(range(area.slot_end)), f'slots of area {number}'
+        assert area.slot_end <= area.slots
+        assert area.bytes_written == area.writes * BLOCK_BYTES
+        assert _faults[area.fd].bad_calls == 0, 'a write or read that is not aligned, or out of bounds'
+
+
+# ---- readahead
+
+cdef class Streams:
+    cdef StreamsStruct streams
+
+    def __cinit__(self, uint32_t most=512):
+        readahead_init(&self.streams, most)
+
+    def fault(self, uint64_t page, low=None, high=None):
+        """(start, count, confirmed) of the window, and it is done; of its pages at most those in [low, high)."""
+        cdef Window window
+        readahead_window(&self.streams, page, &window)
+        start, end = window.start, window.start + window.count
+        if low is not None:
+            start = max(start, low)
+        if high is not None:
+            end = min(end, high)
+        asked = (window.start, window.count, window.confirmed)
+        window.start, window.count = start, <uint32_t>(end - start)
+        readahead_done(&self.streams, &window)
+        return asked
+
+
+# ---- reclaim
+
+def present(uint32_t age, uint32_t offset=0):
+    """The page value of a present page."""
+    return present_value(age, offset)
+
+
+def age(uint32_t value):
+    """The age of a present page, else None."""
+    return age_of(value) if is_present(value) else None
+
+
+def reclaim_run(uint32_t[::1] values, uint32_t most, uint32_t first=0):
+    """(start, length) of the first run to evict from `first` on; lowers ages in `values`."""
+    cdef uint32_t start = 0
+    cdef uint32_t length
+    assert first < values.shape[0]
+    length = c_reclaim_run(&values[first], <uint32_t>(values.shape[0] - first), most, &start)
+    return first + start, length
+
+
+def reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident):
+    return c_reclaim_age(now, stamp, resident)
