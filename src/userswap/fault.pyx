@@ -148,10 +148,10 @@ cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef uint64_t end = message.arg.remove.end >> PAGE_SHIFT
     cdef uint64_t to_page, count
     if message.event == UFFD_EVENT_REMOVE:
-        mm_forget(engine, mm, start, end - start)
+        add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
         mm.removed_at = sys_now_us()
     elif message.event == UFFD_EVENT_UNMAP:
-        mm_forget(engine, mm, start, end - start)
+        add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
         ranges_remove(&mm.ranges, start, end)
         ranges_remove(&mm.wiped, start, end)
         mm.rescan = True
@@ -527,6 +527,7 @@ cdef int _fill(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil
     if result == 0:
         if not _put_in_place(worker, mm, &fill):
             sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
+        add_i64(&engine.counters.faults, 1)
         add_i64(&engine.counters.pages_readahead, fill.count - 1)
         if fill.area_reads == 0:
             add_i64(&engine.counters.faults_from_memory, 1)
@@ -621,7 +622,6 @@ cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
         pthread_mutex_unlock(&mm.lock)
         if result == -EAGAIN:
             mm_drain(worker.engine, mm, worker)
-    add_i64(&worker.engine.counters.faults, 1)
 
 
 cdef void _serve_pending(Worker *worker, Mm *mm) noexcept nogil:

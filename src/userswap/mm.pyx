@@ -19,7 +19,6 @@ from userswap.system cimport (
     EPOLL_CTL_DEL,
     EPOLLET,
     EPOLLIN,
-    add_i64,
     epoll_ctl,
     epoll_event,
     pthread_mutex_destroy,
@@ -202,14 +201,14 @@ cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_
         values[at] = 0
 
 
-cdef void mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
-    """The program has given the pages back. A thread that is filling one sees its value changed, and does not."""
+cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
+    """The program has given the pages back; returns how many were swapped. A thread that is filling one sees its value changed, and does not."""
     cdef _Change change
     change.engine = engine
     change.mm = mm
     change.discarded = 0
     table_visit(mm.table, page, count, _forget_values, &change)
-    add_i64(&engine.counters.pages_discarded, change.discarded)
+    return change.discarded
 
 
 cdef void _move_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:

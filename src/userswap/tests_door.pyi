@@ -4,7 +4,6 @@ from typing import Final, Literal, TypedDict
 import numpy
 import numpy.typing
 
-
 _Values = numpy.typing.NDArray[numpy.uint32]
 
 class _Block(TypedDict):
@@ -121,9 +120,7 @@ class Log:
 
 class Streams:
     def __new__(cls, most: int = 512) -> Streams: ...
-    def fault(
-        self, page: int, low: int | None = None, high: int | None = None
-    ) -> tuple[int, int, int]: ...
+    def fault(self, page: int, low: int | None = None, high: int | None = None) -> tuple[int, int, int]: ...
 
 def present(age: int, offset: int = 0) -> int: ...
 def age(value: int) -> int | None: ...
