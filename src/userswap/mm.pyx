@@ -202,7 +202,8 @@ cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_
 
 
 cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
-    """The program has given the pages back; returns how many were swapped. A thread that is filling one sees its value changed, and does not."""
+    """The program has given the pages back; returns how many were swapped. A thread that is filling one sees its
+    value changed, and does not."""
     cdef _Change change
     change.engine = engine
     change.mm = mm

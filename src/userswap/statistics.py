@@ -21,7 +21,7 @@ FIELDS = {
     "pages_first_touched": "fresh pages that the engine handed out, near the limit",
     "limit_waits": "faults that had to wait for room under the limit",
     "pages_evicted": "pages taken out of a process",
-    "pages_evicted_clean": "of these, pages unchanged since they were brought back: their copy was still true",
+    "pages_evicted_clean": "of these, pages unchanged since they were brought back: not written again",
     "evict_refused_pinned": "pages that could not be taken out, since the kernel or a device held them",
     "pages_filled": "evicted pages of one repeated word, such as zeros: never written, in no swap area",
     "pages_discarded": "evicted pages that the program gave back before it ended",
