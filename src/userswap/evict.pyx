@@ -30,7 +30,7 @@ from userswap.inject cimport (
 from userswap.limit cimport room_give
 from userswap.log cimport log_clean, log_commit, log_free_slots, log_reserve, log_write_next
 from userswap.mm cimport Mm, engine_stop, mm_next, mm_put
-from userswap.pagetable cimport TABLE_FANOUT, TABLE_LEAF_PAGES, PageTable, table_get, table_set
+from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
 from userswap.reclaim cimport reclaim_run
 from userswap.space cimport space_allocate, space_fill_code, space_free, space_set, space_word
 from userswap.system cimport (
@@ -111,21 +111,6 @@ cdef struct Evictor:
 
 # ---- the choice, with Mm.lock held
 
-cdef bint _hand_to_leaf(Mm *mm) noexcept nogil:
-    """Moves the hand to the next page that has a table leaf; False at the end of the table."""
-    cdef PageTable *table = mm.table
-    cdef uint64_t number = mm.hand // TABLE_LEAF_PAGES
-    while number < <uint64_t>TABLE_FANOUT * TABLE_FANOUT:
-        if table.middles[number // TABLE_FANOUT] == NULL:
-            number = (number // TABLE_FANOUT + 1) * TABLE_FANOUT
-        elif table.middles[number // TABLE_FANOUT].leaves[number % TABLE_FANOUT] == NULL:
-            number += 1
-        else:
-            mm.hand = max(mm.hand, number * TABLE_LEAF_PAGES)
-            return True
-    return False
-
-
 cdef bint _choose(Evictor *evictor, Mm *mm) noexcept nogil:
     """Fills the batch from the hand on. False when the hand reached the end of the table and starts anew."""
     cdef Batch *batch = &evictor.batch
@@ -135,12 +120,11 @@ cdef bint _choose(Evictor *evictor, Mm *mm) noexcept nogil:
     batch.run_count = 0
     batch.pages = 0
     while batch.pages < BATCH_PAGES and batch.run_count < BATCH_RUNS:
-        if not _hand_to_leaf(mm):
+        leaf = table_next(mm.table, &mm.hand)
+        if leaf == NULL:
             mm.hand = 0
             return False
         within = mm.hand % TABLE_LEAF_PAGES
-        leaf = mm.table.middles[mm.hand // TABLE_LEAF_PAGES // TABLE_FANOUT].leaves[
-            mm.hand // TABLE_LEAF_PAGES % TABLE_FANOUT]
         count = reclaim_run(&leaf[within], <uint32_t>(TABLE_LEAF_PAGES - within), BATCH_PAGES - batch.pages, &start)
         if count == 0:
             mm.hand += TABLE_LEAF_PAGES - within

@@ -4,14 +4,15 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
-    TABLE_LEAF_PAGES = 512
-    TABLE_FANOUT = 8192      # 9 + 13 + 13 bits: the 47 bits of a user address, less 12
+    TABLE_LEAF_PAGES = 512      # 2 MiB, 2 KiB of values
+    TABLE_FANOUT = 512
+    TABLE_LEAVES = 1 << 26      # 26 + 9 bits: the 47 bits of a user address, less 12
 
-cdef struct TableMiddle:
-    uint32_t *leaves[8192]
+cdef struct TableNode:
+    void *children[512]
 
 cdef struct PageTable:
-    TableMiddle *middles[8192]
+    TableNode *tops[256]
     uint64_t leaf_count
 
 # Called for each run of pages within a leaf; values has `count` of them, which it may change.
@@ -22,5 +23,6 @@ cdef void table_free(PageTable *table) noexcept nogil
 cdef uint32_t table_get(PageTable *table, uint64_t page) noexcept nogil
 cdef int table_set(PageTable *table, uint64_t page, uint32_t value) noexcept nogil
 cdef uint32_t *table_leaf(PageTable *table, uint64_t page) noexcept nogil
+cdef uint32_t *table_next(PageTable *table, uint64_t *page) noexcept nogil
 cdef void table_visit(PageTable *table, uint64_t page, uint64_t count,
                       table_visitor visit, void *context) noexcept nogil

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page tables: a radix tree of three levels, 4 bytes a page, made where something is known of a page.
+"""Page tables: a radix tree of four levels (8 + 9 + 9 bits, and leaves of 512 pages), 4 bytes a page, made where
+something is known of a page.
 
 The caller holds the lock of the address space (Mm.lock).
 """
@@ -12,80 +13,108 @@ cdef PageTable *table_make() noexcept nogil:
 
 
 cdef void table_free(PageTable *table) noexcept nogil:
-    cdef uint32_t top, middle
+    cdef uint32_t top, upper, lower
+    cdef TableNode *node
     if table == NULL:
         return
-    for top in range(TABLE_FANOUT):
-        if table.middles[top] == NULL:
+    for top in range(256):
+        if table.tops[top] == NULL:
             continue
-        for middle in range(TABLE_FANOUT):
-            free(table.middles[top].leaves[middle])
-        free(table.middles[top])
+        for upper in range(TABLE_FANOUT):
+            node = <TableNode *>table.tops[top].children[upper]
+            if node == NULL:
+                continue
+            for lower in range(TABLE_FANOUT):
+                free(node.children[lower])
+            free(node)
+        free(table.tops[top])
     free(table)
 
 
-cdef uint32_t *_leaf_at(PageTable *table, uint64_t number) noexcept nogil:
-    cdef TableMiddle *middle
-    if number >= <uint64_t>TABLE_FANOUT * TABLE_FANOUT:
+cdef TableNode *_node(PageTable *table, uint64_t leaf) noexcept nogil:
+    """The node that holds leaf number `leaf`, or NULL."""
+    cdef TableNode *top
+    if leaf >= TABLE_LEAVES:
         return NULL
-    middle = table.middles[number // TABLE_FANOUT]
-    return NULL if middle == NULL else middle.leaves[number % TABLE_FANOUT]
+    top = table.tops[leaf >> 18]
+    return NULL if top == NULL else <TableNode *>top.children[(leaf >> 9) % TABLE_FANOUT]
+
+
+cdef uint32_t *_leaf(PageTable *table, uint64_t leaf) noexcept nogil:
+    cdef TableNode *node = _node(table, leaf)
+    return NULL if node == NULL else <uint32_t *>node.children[leaf % TABLE_FANOUT]
 
 
 cdef uint32_t table_get(PageTable *table, uint64_t page) noexcept nogil:
-    cdef uint32_t *leaf = _leaf_at(table, page // TABLE_LEAF_PAGES)
+    cdef uint32_t *leaf = _leaf(table, page // TABLE_LEAF_PAGES)
     return 0 if leaf == NULL else leaf[page % TABLE_LEAF_PAGES]
+
+
+cdef void *_made(void **slot, size_t size) noexcept nogil:
+    """What the slot holds, made (all zero) if it holds nothing; NULL without memory."""
+    if slot[0] == NULL:
+        slot[0] = calloc(1, size)
+    return slot[0]
 
 
 cdef uint32_t *table_leaf(PageTable *table, uint64_t page) noexcept nogil:
     """The leaf that holds the page, made if need be; NULL without memory or above the user's addresses."""
     cdef uint64_t number = page // TABLE_LEAF_PAGES
-    cdef TableMiddle *middle
-    if number >= <uint64_t>TABLE_FANOUT * TABLE_FANOUT:
+    cdef TableNode *node
+    cdef uint32_t *leaf = _leaf(table, number)
+    if leaf != NULL or number >= TABLE_LEAVES:
+        return leaf
+    node = <TableNode *>_made(<void **>&table.tops[number >> 18], sizeof(TableNode))
+    if node != NULL:
+        node = <TableNode *>_made(&node.children[(number >> 9) % TABLE_FANOUT], sizeof(TableNode))
+    if node == NULL:
         return NULL
-    middle = table.middles[number // TABLE_FANOUT]
-    if middle == NULL:
-        middle = <TableMiddle *>calloc(1, sizeof(TableMiddle))
-        if middle == NULL:
-            return NULL
-        table.middles[number // TABLE_FANOUT] = middle
-    if middle.leaves[number % TABLE_FANOUT] == NULL:
-        middle.leaves[number % TABLE_FANOUT] = <uint32_t *>calloc(TABLE_LEAF_PAGES, sizeof(uint32_t))
-        if middle.leaves[number % TABLE_FANOUT] != NULL:
-            table.leaf_count += 1
-    return middle.leaves[number % TABLE_FANOUT]
+    leaf = <uint32_t *>_made(&node.children[number % TABLE_FANOUT], TABLE_LEAF_PAGES * sizeof(uint32_t))
+    table.leaf_count += leaf != NULL
+    return leaf
 
 
 cdef int table_set(PageTable *table, uint64_t page, uint32_t value) noexcept nogil:
     """Returns 0, or -ENOMEM."""
-    cdef uint32_t *leaf
-    if value == 0:
-        leaf = _leaf_at(table, page // TABLE_LEAF_PAGES)
-        if leaf != NULL:
-            leaf[page % TABLE_LEAF_PAGES] = 0
+    cdef uint32_t *leaf = _leaf(table, page // TABLE_LEAF_PAGES)
+    if leaf == NULL and value == 0:
         return 0
-    leaf = table_leaf(table, page)
+    if leaf == NULL:
+        leaf = table_leaf(table, page)
     if leaf == NULL:
         return -12
     leaf[page % TABLE_LEAF_PAGES] = value
     return 0
 
 
+cdef uint32_t *table_next(PageTable *table, uint64_t *page) noexcept nogil:
+    """The leaf that holds *page, or the first one above it; *page moves on to its start then. NULL past the last."""
+    cdef uint64_t number = page[0] // TABLE_LEAF_PAGES
+    cdef TableNode *node
+    while number < TABLE_LEAVES:
+        node = _node(table, number)
+        if table.tops[number >> 18] == NULL:
+            number = ((number >> 18) + 1) << 18
+        elif node == NULL:
+            number = ((number >> 9) + 1) << 9
+        elif node.children[number % TABLE_FANOUT] == NULL:
+            number += 1
+        else:
+            page[0] = max(page[0], number * TABLE_LEAF_PAGES)
+            return <uint32_t *>node.children[number % TABLE_FANOUT]
+    return NULL
+
+
 cdef void table_visit(PageTable *table, uint64_t page, uint64_t count,
                       table_visitor visit, void *context) noexcept nogil:
-    """Visits what has a leaf among `count` pages from `page` on; skips unused gigabytes at a step each."""
+    """Visits what has a leaf among `count` pages from `page` on."""
     cdef uint64_t end = page + count
-    cdef uint64_t part, number
+    cdef uint64_t part
     cdef uint32_t *leaf
     while page < end:
-        number = page // TABLE_LEAF_PAGES
-        if number >= <uint64_t>TABLE_FANOUT * TABLE_FANOUT:
+        leaf = table_next(table, &page)
+        if leaf == NULL or page >= end:
             return
-        if table.middles[number // TABLE_FANOUT] == NULL:
-            page = (number // TABLE_FANOUT + 1) * TABLE_FANOUT * TABLE_LEAF_PAGES
-            continue
         part = min(end - page, TABLE_LEAF_PAGES - page % TABLE_LEAF_PAGES)
-        leaf = _leaf_at(table, number)
-        if leaf != NULL:
-            visit(context, page, &leaf[page % TABLE_LEAF_PAGES], part)
+        visit(context, page, &leaf[page % TABLE_LEAF_PAGES], part)
         page += part

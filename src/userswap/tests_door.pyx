@@ -17,7 +17,15 @@ from userswap.log cimport (
 )
 from userswap.log cimport Log as LogStruct
 from userswap.pagetable cimport PageTable as TableStruct
-from userswap.pagetable cimport TABLE_FANOUT, table_free, table_get, table_make, table_set, table_visit
+from userswap.pagetable cimport (
+    TABLE_LEAF_PAGES,
+    table_free,
+    table_get,
+    table_make,
+    table_next,
+    table_set,
+    table_visit,
+)
 from userswap.ranges cimport Ranges as RangesStruct
 from userswap.ranges cimport ranges_add, ranges_copy, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.readahead cimport Streams as StreamsStruct
@@ -213,11 +221,10 @@ cdef class PageTable:
     def check(self):
         """leaf_count is the number of leaves."""
         cdef uint64_t leaves = 0
-        cdef uint32_t top, middle
-        for top in range(TABLE_FANOUT):
-            if self.table.middles[top] != NULL:
-                for middle in range(TABLE_FANOUT):
-                    leaves += self.table.middles[top].leaves[middle] != NULL
+        cdef uint64_t page = 0
+        while table_next(self.table, &page) != NULL:
+            leaves += 1
+            page += TABLE_LEAF_PAGES
         assert self.table.leaf_count == leaves, f'leaf_count {self.table.leaf_count}, leaves {leaves}'
 
 
@@ -335,16 +342,21 @@ cdef class Pin:
     def read(self, uint32_t index, uint32_t count=1):
         """The bytes of pages of the block, without a lock, from where they were when it was pinned."""
         cdef uint64_t length = <uint64_t>count * PAGE_BYTES
-        cdef uint8_t *into = self.log.into
+        cdef uint8_t *into = <uint8_t *>sys_reserve(length)     # its own: threads read at once
         cdef int result = 0
+        if into == NULL:
+            raise MemoryError
         with nogil:
             if self.data != NULL:
                 memcpy(into, self.data + <uint64_t>index * PAGE_BYTES, length)
             else:
                 result = log_read(&self.log.log, self.block, index, count, into)
-        if result != 0:
-            _fail(result)
-        return into[:length]
+        try:
+            if result != 0:
+                _fail(result)
+            return into[:length]
+        finally:
+            sys_release(into, length)
 
     def unpin(self):
         assert self.held
@@ -356,22 +368,19 @@ cdef class Log:
     """A log with a space of its own. Functions that wait do so without the GIL, so that threads can test them."""
     cdef SpaceStruct space
     cdef LogStruct log
-    cdef uint8_t *into      # a block, for reads
     cdef uint8_t *scratch   # a block, for cleaning
     cdef int buffers
 
     def __cinit__(self, int buffers=BUFFERS_MAX):
         self.buffers = buffers
-        self.into = <uint8_t *>sys_reserve(BLOCK_BYTES)
         self.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
         if space_init(&self.space) != 0 or log_init(&self.log, &self.space, buffers) != 0 \
-                or self.into == NULL or self.scratch == NULL:
+                or self.scratch == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         log_deinit(&self.log)
         space_deinit(&self.space)
-        sys_release(self.into, BLOCK_BYTES)
         sys_release(self.scratch, BLOCK_BYTES)
 
     def add_area(self, int fd, uint64_t size):
