@@ -515,7 +515,7 @@ def test_full_areas_stop_the_packer_with_the_reason_and_lose_nothing(make: Make)
 
 
 def test_a_block_given_back_after_its_write_failed(make: Make) -> None:
-    swap = make(4)
+    swap = make(4, buffers=3)
     offsets = swap.pack_block()
     swap.log.fail_writes(0, errno.EIO, 1)
     assert swap.log.write_next() == -errno.EIO
@@ -524,6 +524,16 @@ def test_a_block_given_back_after_its_write_failed(make: Make) -> None:
     assert swap.log.write_next() == 1
     assert swap.log.area(0)["write_calls"] == 1
     swap.log.check()
+    # The error went with it: a packer that runs out of buffers waits, and does not give up for a past one.
+    assert swap.log.error == 0
+    for _ in range(3):
+        swap.pack_block()
+    with ThreadPoolExecutor(1) as packer:
+        packing = packer.submit(swap.pack)
+        assert swap.log.write_next() == 1
+        packing.result(10)
+    swap.write()
+    swap.verify()
 
 
 @pytest.mark.parametrize("times", [1, -1])

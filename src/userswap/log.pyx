@@ -328,6 +328,7 @@ cdef int log_write_next(Log *log) noexcept nogil:
     if log.blocks[at].live == 0 and log.blocks[at].pins == 0:
         _data_release(log, &log.blocks[at])      # all given back before it was written
         _id_return(log, at)
+        log.error = 0       # if a write had failed, it was this one's
         pthread_mutex_unlock(&log.lock)
         return 1
     log.blocks[at].state = BLOCK_WRITING
