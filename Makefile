@@ -21,7 +21,7 @@ lint: $(VENV)/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint src/userswap/*.pyx src/userswap/*.pxd
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/userswap/*.pyx src/userswap/*.pxd
 	$(BIN)/clang-format --dry-run --Werror src/userswap/*.[ch]
 
 bench: install

@@ -142,7 +142,7 @@ def check_pagemap_scan() -> Check:
         "/proc/self/pagemap",
         PAGEMAP_SCAN,
         96,
-        "resident pages are found a little slower",
+        "the engine cannot tell which pages are present",
         "6.7",
     )
 
@@ -153,7 +153,7 @@ def check_procmap_query() -> Check:
         "/proc/self/maps",
         PROCMAP_QUERY,
         104,
-        "mappings are read as text, which is slower",
+        "the engine cannot tell what a program has mapped",
         "6.11",
     )
 
@@ -194,12 +194,12 @@ NEEDED: tuple[Callable[[], Check], ...] = (
     check_move,
     check_fork_cover,
     check_ptrace_scope,
+    check_pagemap_scan,
+    check_procmap_query,
 )
 ALL: tuple[Callable[[], Check], ...] = (
     *NEEDED,
     check_ptrace,
-    check_pagemap_scan,
-    check_procmap_query,
     check_memory,
     check_cgroup,
     check_swap_directory,
@@ -285,12 +285,12 @@ def _ioctl_check(name: str, path: str, request: int, size: int, without: str, si
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return Check(name, LESS, f"{path}: {reason(error)}", without)
+        return Check(name, FAIL, f"{path}: {reason(error)}", without)
     try:
         fcntl.ioctl(fd, request, bytearray(struct.pack("Q", size) + bytes(size - 8)))
     except OSError as error:
         if error.errno in (errno.ENOTTY, errno.EPERM):
-            return Check(name, LESS, "not there", without, f"run Linux {since} or newer")
+            return Check(name, FAIL, "not there", without, f"run Linux {since} or newer")
     finally:
         os.close(fd)
     return Check(name, OK, "there")

@@ -27,7 +27,7 @@ from userswap.mm cimport (
 from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.processes cimport tree_init
 from userswap.readahead cimport WINDOW_MAX
-from userswap.space cimport space_init
+from userswap.space cimport space_allocate, space_init
 from userswap.stores cimport file_store_init
 from userswap.system cimport (
     EFD_CLOEXEC,
@@ -47,7 +47,7 @@ from userswap.system cimport (
     sys_reserve,
     sys_signal_eventfd,
 )
-from userswap.types cimport BLOCK_BYTES, PAGE_SHIFT
+from userswap.types cimport BLOCK_BYTES, COUNT_MAX, FILLED, PAGE_SHIFT, entry_make
 
 cdef extern from "<unistd.h>" nogil:
     int getpid()
@@ -103,6 +103,7 @@ cdef class Engine:
         if space_init(&engine.space) != 0 or log_init(
                 &engine.log, &engine.space, _clamp(pages >> 13, BUFFERS_MIN, BUFFERS_MAX)) != 0:
             raise EngineError("no memory for the swapper space")
+        engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_MAX, 0))
         self._add_areas(areas)
         self._open(front_pid)
 
@@ -232,7 +233,7 @@ cdef class Engine:
             "peak_resident_bytes": engine.resident_peak << PAGE_SHIFT,
             "swap_bytes": engine.log.slots_used * BLOCK_BYTES,
             "swap_peak_bytes": engine.log.slots_peak * BLOCK_BYTES,
-            "entries": engine.space.entries,
+            "entries": engine.space.entries - 1,     # the entry of zeros is always there
         }
         figures.update(_counters(engine))
         for name in ("store_bytes_written", "store_writes", "store_bytes_read", "store_reads"):

@@ -13,8 +13,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.types cimport pid_t
 
+from userswap.fault cimport mm_drain
 from userswap.inject cimport Helper, helper_end, helper_inject
-from userswap.mappings cimport mappings_register
+from userswap.mappings cimport mappings_register, mappings_verify
 from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
 from userswap.processes cimport NAME_BYTES, Process
 from userswap.system cimport (
@@ -34,6 +35,7 @@ from userswap.system cimport (
     sys_now_us,
     sys_open_proc,
     sys_signal_eventfd,
+    sys_sleep_us,
 )
 
 cdef extern from "<unistd.h>" nogil:
@@ -44,6 +46,7 @@ cdef enum:
     SETTLE_US = 20000
     ENTER_PAGES = 512           # smaller processes are not worth a helper
     ENTER_TRIES = 50
+    VERIFY_TRIES = 200
 
 cdef uint64_t FEATURES = (
     UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP
@@ -74,12 +77,21 @@ cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
 
     Returns 0, -EINVAL if it is not, or another -errno."""
     cdef Helper helper
+    cdef int _turn
     cdef int result = helper_inject(pid, mm.uffd, FEATURES, STAGING_BYTES, &helper)
     if result != 0:
         return result
     close(helper.uffd)      # the mm has one
     helper.uffd = mm.uffd
-    return _bind(engine, mm, pid, &helper)
+    result = _bind(engine, mm, pid, &helper)
+    for _turn in range(VERIFY_TRIES):
+        if result != 0 or mappings_verify(engine, mm):
+            return result
+        mm_drain(engine, mm, NULL)
+        sys_sleep_us(100)
+    mm.pid = 0
+    mm_leave(engine, mm)        # it changes its mappings all the time; served, but not evicted
+    return -EAGAIN
 
 
 cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:

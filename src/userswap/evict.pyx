@@ -32,7 +32,7 @@ from userswap.log cimport log_clean, log_commit, log_free_slots, log_reserve, lo
 from userswap.mm cimport Mm, engine_stop, mm_next, mm_put
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
 from userswap.reclaim cimport reclaim_run
-from userswap.space cimport space_allocate, space_fill_code, space_free, space_set, space_word
+from userswap.space cimport NO_FILL_CODE, space_allocate, space_fill_code, space_free, space_set, space_word
 from userswap.system cimport (
     EAGAIN,
     EBUSY,
@@ -282,12 +282,14 @@ cdef void _mark_moved(Evictor *evictor, Mm *mm) noexcept nogil:
     cdef Batch *batch = &evictor.batch
     cdef Run *run
     cdef uint32_t at, place, number
+    cdef uint32_t zeros = 0
     for number in range(batch.run_count):
         run = &batch.runs[number]
         for at in range(run.count):
             place = run.first + at
             if at < run.moved:
                 table_set(mm.table, run.page + at, batch.offsets[place])
+                zeros += batch.offsets[place] == engine.zero_offset
                 if not batch.dirty[place]:
                     add_i64(&engine.counters.pages_evicted_clean, 1)
             elif batch.dirty[place]:
@@ -296,6 +298,7 @@ cdef void _mark_moved(Evictor *evictor, Mm *mm) noexcept nogil:
                 pthread_mutex_unlock(&engine.space.lock)
     mm.present -= batch.moved
     mm.swapped += batch.moved
+    mm.staging_pages += batch.moved - zeros     # the shared zero page is no memory of anybody
     engine.evict_clock += batch.moved
     add_i64(&engine.counters.pages_evicted, batch.moved)
 
@@ -312,11 +315,22 @@ cdef bint _is_filled(const uint64_t *words) noexcept nogil:
     return differ == 0
 
 
+cdef uint64_t _fill_code(Engine *engine, const uint64_t *words) noexcept nogil:
+    """What codes a page of one repeated word; NO_FILL_CODE for all other pages."""
+    cdef uint64_t code = NO_FILL_CODE()
+    if _is_filled(words):
+        pthread_mutex_lock(&engine.space.lock)
+        code = space_fill_code(&engine.space, words[0])
+        pthread_mutex_unlock(&engine.space.lock)
+    return code
+
+
 cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept nogil:
     """Makes a CACHED entry FILLED or STORED, or frees it if its page was given back. Returns 0 or -errno."""
     cdef Engine *engine = evictor.engine
-    cdef bint filled = _is_filled(<const uint64_t *>page)
-    cdef uint64_t word, code
+    cdef uint64_t code = _fill_code(engine, <const uint64_t *>page)
+    cdef bint filled = code != NO_FILL_CODE()
+    cdef uint64_t word
     cdef uint8_t *at = NULL
     cdef int result
     if not filled:
@@ -330,7 +344,6 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept
         space_free(&engine.space, offset)
         add_i64(&engine.counters.pages_discarded_in_flight, 1)
     elif filled:
-        code = space_fill_code(&engine.space, (<const uint64_t *>page)[0])
         space_set(&engine.space, offset, entry_make(FILLED, entry_count(word), code))
         add_i64(&engine.counters.pages_filled, 1)
     else:
@@ -387,7 +400,8 @@ cdef void _drop(Evictor *evictor, Mm *mm) noexcept nogil:
     mm.helper.mailbox.items[0].src = mm.helper.staging
     mm.helper.mailbox.items[0].len = mm.staging_used
     mm.helper.mailbox.items[0].dst = 0
-    helper_call(&mm.helper)
+    if helper_call(&mm.helper) != 0:
+        mm.helper_failed = True
     mm.staging_used = 0
     room_give(evictor.engine, mm.staging_pages)
     mm.staging_pages = 0
@@ -456,7 +470,6 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
             _store_run(evictor, mm, &batch.runs[at])
     if batch.moved > 0:
         mm.staging_used += <uint64_t>batch.pages << PAGE_SHIFT
-        mm.staging_pages += batch.moved
         add_u32(&engine.evict_done, 1)
         sys_futex_wake(&engine.evict_done)
     if evictor.unshare_count > 0 and not mm.helper_failed:

@@ -64,6 +64,7 @@ from userswap.system cimport (
     sys_name_thread,
     sys_now_us,
     sys_page_absent,
+    sys_pagemap_guard,
     sys_pin_to_cpu,
     sys_prefer,
     sys_release,
@@ -207,6 +208,18 @@ cdef void mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil:
     pthread_mutex_unlock(&mm.lock)
 
 
+# ---- guards
+
+cdef uint32_t _unguarded(Mm *mm, uint64_t start, uint64_t page, uint32_t count) noexcept nogil:
+    """How many pages may be put in place from `start` on, of a window of `count` that holds `page`; 0 when only
+    `page` itself may. MADV_GUARD_INSTALL raises no event, and a copy would overwrite a guard."""
+    cdef uint64_t guard
+    if count == 1 or not mm.entered:
+        return count
+    guard = sys_pagemap_guard(mm.pagemap, start << PAGE_SHIFT, (start + count) << PAGE_SHIFT) >> PAGE_SHIFT
+    return <uint32_t>(guard - start) if guard > page else 0
+
+
 # ---- first touch
 
 cdef void _trim_untouched(Mm *mm, uint64_t page, Window *window) noexcept nogil:
@@ -243,7 +256,8 @@ cdef int _touch(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
     cdef uint64_t done
     readahead_window(&mm.touches, page, &window)
     _trim_untouched(mm, page, &window)
-    if window.count > room_left(engine):
+    window.count = _unguarded(mm, window.start, page, window.count)
+    if window.count == 0 or window.count > room_left(engine):
         window.start = page
         window.count = 1
     done = sys_uffd_copy(mm.uffd, window.start << PAGE_SHIFT, engine.zeros,
@@ -344,6 +358,11 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
     # A downward window starts where the run of swapped pages below the fault does.
     while low > window.start and page - low + 1 < most and is_swapped(table_get(mm.table, low - 1)):
         low -= 1
+    most = min(most, window.start + window.count - low)
+    most = _unguarded(mm, low, page, <uint32_t>most)
+    if most == 0:
+        low = page
+        most = 1
     fill.count = 0
     fill.segments = 0
     fill.area_reads = 0
@@ -546,6 +565,8 @@ cdef int _unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
     cdef uint64_t low = page
     cdef uint32_t value
     cdef int result
+    cdef int64_t zeros = 0
+    cdef int64_t room = max(room_left(worker.engine), <int64_t>1)
     add_i64(&worker.engine.counters.faults_write_protected, 1)
     readahead_window(&mm.unprotects, page, &window)
     while low > window.start and is_present(table_get(mm.table, low - 1)) and offset_of(
@@ -557,10 +578,14 @@ cdef int _unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
         if not is_present(value) or (offset_of(value) == 0 and at > page):
             break
         if offset_of(value) != 0:
+            zeros += offset_of(value) == worker.engine.zero_offset
+            if zeros > room:
+                break
             table_set(mm.table, at, present_value(age_of(value), 0))
             entry_put(worker.engine, offset_of(value))
             mm.kept_broken += 1
         at += 1
+    room_take(worker.engine, zeros)
     at = max(at, page + 1)
     window.start = low
     window.count = <uint32_t>(at - low)
@@ -609,15 +634,21 @@ cdef int _serve_once(Worker *worker, Mm *mm, uint64_t page, uint64_t flags) noex
     return _fill(worker, mm, page, (flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0)
 
 
+cdef bint _wants_room(Engine *engine, Mm *mm, uint64_t page, uint64_t flags) noexcept nogil:
+    """All faults do, but a write to a page that is present, and more than the shared zero page. Mm.lock is held."""
+    return not (flags & UFFD_PAGEFAULT_FLAG_WP) or offset_of(table_get(mm.table, page)) == engine.zero_offset
+
+
 cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef uint64_t page = message.arg.pagefault.address >> PAGE_SHIFT
     cdef uint64_t flags = message.arg.pagefault.flags
     cdef int result = -EAGAIN
     while result == -EAGAIN and not worker.engine.stopping:
-        if not (flags & UFFD_PAGEFAULT_FLAG_WP) and not mm.unsharing and room_left(worker.engine) < 1:
+        pthread_mutex_lock(&mm.lock)
+        if room_left(worker.engine) < 1 and not mm.unsharing and _wants_room(worker.engine, mm, page, flags):
+            pthread_mutex_unlock(&mm.lock)
             _defer(worker.engine, mm, message)
             return
-        pthread_mutex_lock(&mm.lock)
         result = _serve_once(worker, mm, page, flags)
         pthread_mutex_unlock(&mm.lock)
         if result == -EAGAIN:

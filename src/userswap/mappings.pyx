@@ -12,12 +12,15 @@ given back by an event that we read later.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
-from libc.string cimport strncmp, strstr
+from libc.string cimport memset, strncmp, strstr
 
 from userswap.mm cimport engine_stop, mm_forget
 from userswap.pagetable cimport table_get, table_set
-from userswap.ranges cimport ranges_add, ranges_end, ranges_hit
+from userswap.ranges cimport Ranges, ranges_add, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.system cimport (
+    ESRCH,
+    PAGE_IS_PFNZERO,
+    PAGE_IS_WRITTEN,
     PROCMAP_QUERY_FILE_BACKED_VMA,
     PROCMAP_QUERY_VMA_SHARED,
     page_region,
@@ -26,15 +29,16 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     sys_next_mapping,
     sys_now_us,
-    sys_pagemap_present,
+    sys_pagemap_scan,
+    sys_uffd_protect,
     sys_uffd_register,
     sys_uffd_settled,
+    sys_uffd_unprotect,
 )
 from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, present_value
 
 cdef enum:
     REGIONS = 64
-    LEAST_BYTES = 65536         # smaller mappings are not worth a system call
     USER_END_SHIFT = 47
     QUIET_US = 100000           # after EVENT_REMOVE, until what it removed is gone
 
@@ -50,7 +54,7 @@ cdef bint _ours(Mm *mm, procmap_query *mapping) noexcept nogil:
 cdef bint _eligible(Mm *mm, procmap_query *mapping, const char *name) noexcept nogil:
     if mapping.vma_flags & (PROCMAP_QUERY_VMA_SHARED | PROCMAP_QUERY_FILE_BACKED_VMA):
         return False
-    if mapping.vma_page_size != PAGE_BYTES or mapping.vma_end - mapping.vma_start < LEAST_BYTES:
+    if mapping.vma_page_size != PAGE_BYTES:
         return False
     if name[0] == c'[' and strncmp(name, b"[heap", 5) != 0 and strncmp(name, b"[anon", 5) != 0:
         return False
@@ -61,24 +65,51 @@ cdef bint _covered(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
     return ranges_end(&mm.ranges, start) >= end
 
 
+cdef bint _protect_zeros(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    """Write-protects what maps the shared zero page (memory that was only read so far): a write to it allocates
+    and, unlike a first touch, would tell nobody. True if there is any."""
+    cdef page_region regions[64]
+    cdef uint64_t at = start
+    cdef long count = 1
+    cdef long region
+    cdef bint any = False
+    while at < end and count > 0:
+        count = sys_pagemap_scan(mm.pagemap, True, &at, end, regions, REGIONS)
+        for region in range(count):
+            any = True
+            sys_uffd_protect(mm.uffd, regions[region].start, regions[region].end - regions[region].start)
+    return any
+
+
+cdef void _mark_region(Engine *engine, Mm *mm, page_region *region, bint zeros) noexcept nogil:
+    """The zero page, protected, is a clean page whose copy is the entry of zeros."""
+    cdef uint64_t page
+    cdef uint32_t value = present_value(AGE_READAHEAD, 0)
+    if region.categories & PAGE_IS_PFNZERO and not region.categories & PAGE_IS_WRITTEN:
+        value = present_value(AGE_READAHEAD, engine.zero_offset)
+    elif zeros:
+        sys_uffd_unprotect(mm.uffd, region.start, region.end - region.start)   # written to meanwhile
+    for page in range(region.start >> PAGE_SHIFT, region.end >> PAGE_SHIFT):
+        if table_get(mm.table, page) != 0:
+            continue
+        if table_set(mm.table, page, value) != 0:
+            engine_stop(engine, b"no memory for a page table", 0)
+            return
+        mm.present += 1
+
+
 cdef void _mark_present(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
     """Marks what is present in [start, end), in bytes, and was not known."""
     cdef page_region regions[64]
     cdef uint64_t at = start
-    cdef uint64_t page
     cdef long count, region
+    cdef bint zeros = _protect_zeros(mm, start, end)
     while at < end:
-        count = sys_pagemap_present(mm.pagemap, &at, end, regions, REGIONS)
+        count = sys_pagemap_scan(mm.pagemap, False, &at, end, regions, REGIONS)
         if count < 0:
             return
         for region in range(count):
-            for page in range(regions[region].start >> PAGE_SHIFT, regions[region].end >> PAGE_SHIFT):
-                if table_get(mm.table, page) != 0:
-                    continue
-                if table_set(mm.table, page, present_value(AGE_READAHEAD, 0)) != 0:
-                    engine_stop(engine, b"no memory for a page table", 0)
-                    return
-                mm.present += 1
+            _mark_region(engine, mm, &regions[region], zeros)
 
 
 cdef void _forget_uncovered(Engine *engine, Mm *mm, uint64_t page, uint64_t end) noexcept nogil:
@@ -121,6 +152,51 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     if result != 0:
         engine_stop(engine, b"no memory for a page table", 0)
     fclose(smaps)
+
+
+cdef int _registered(Mm *mm, Ranges *registered) noexcept nogil:
+    """What the kernel says is registered. Returns 0 or -errno."""
+    cdef char line[512]
+    cdef unsigned long start = 0, end = 0
+    cdef int result = 0
+    cdef FILE *smaps
+    snprintf(line, sizeof(line), b"/proc/%d/smaps", <int>mm.helper.pid)
+    smaps = fopen(line, b"re")
+    if smaps == NULL:
+        return -ESRCH
+    while fgets(line, sizeof(line), smaps) != NULL and result == 0:
+        if strncmp(line, b"VmFlags:", 8) == 0 and strstr(line, b" um") != NULL:
+            result = ranges_add(registered, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+        elif line[0] < c'A' or line[0] > c'Z':
+            sscanf(line, b"%lx-%lx", &start, &end)
+    fclose(smaps)
+    return result
+
+
+cdef bint mappings_verify(Engine *engine, Mm *mm) noexcept nogil:
+    """Takes back what a fork child is thought to have registered and has not: before it had a helper nobody could
+    tell what its parent had kept from it by MADV_DONTFORK. False while an event is under way: read it first."""
+    cdef Ranges registered
+    cdef uint64_t at = 0
+    cdef uint32_t number
+    cdef bint settled
+    memset(&registered, 0, sizeof(Ranges))
+    pthread_mutex_lock(&mm.lock)
+    settled = sys_uffd_settled(mm.uffd) and _registered(mm, &registered) == 0 and sys_uffd_settled(mm.uffd)
+    if settled:
+        for number in range(registered.count):
+            _take_back(engine, mm, at, registered.items[number].start)
+            at = registered.items[number].end
+        _take_back(engine, mm, at, <uint64_t>1 << (USER_END_SHIFT - PAGE_SHIFT))
+    pthread_mutex_unlock(&mm.lock)
+    ranges_free(&registered)
+    return settled
+
+
+cdef void _take_back(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    if start < end:
+        mm_forget(engine, mm, start, end - start)
+        ranges_remove(&mm.ranges, start, end)
 
 
 cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nogil:

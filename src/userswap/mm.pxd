@@ -147,6 +147,7 @@ cdef struct Engine:
     Worker *worker_state[512]
     int worker_count
     uint32_t window_most    # pages that one fault brings at most
+    uint32_t zero_offset    # an entry of zeros for ever, for pages that map the shared zero page
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
     bint checking           # run the invariant checks (tests)

@@ -32,12 +32,12 @@ cdef struct Space:
     uint32_t room           # first leaf of the list of those with room, or NO_LEAF
     uint64_t entries        # words that are not FREE
     uint64_t leaf_pages     # leaves that hold memory
-    uint64_t *fill_words    # repeated words that no short form codes; never removed (see fill_code)
+    uint64_t *fill_words    # repeated words that no short form codes, by their hash; 0: a free place
     uint32_t fill_count
-    uint32_t fill_limit
+    uint32_t fill_limit     # how many it may hold: beyond three quarters, looking becomes slow
 
-# Called under Space.lock with the block and index of a STORED entry that has just been freed.
-ctypedef void (*stored_freed)(void *context, uint64_t word) noexcept nogil
+cdef inline uint64_t NO_FILL_CODE() noexcept nogil:
+    return <uint64_t>-1
 
 cdef int space_init(Space *space) noexcept nogil
 cdef void space_deinit(Space *space) noexcept nogil

@@ -36,7 +36,8 @@ cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t, size_t)
 
 cdef enum:
-    FILL_WORDS = 1 << 24
+    FILL_WORDS = 1 << 24        # as many as 24 bits of a hash tell apart
+    FILL_PROBES = 64
 
 
 cdef int space_init(Space *space) noexcept nogil:
@@ -46,7 +47,7 @@ cdef int space_init(Space *space) noexcept nogil:
     space.leaf_limit = (1 << OFFSET_BITS) // LEAF_ENTRIES
     space.leaves = <Leaf *>sys_reserve(space.leaf_limit * sizeof(Leaf))
     space.fill_words = <uint64_t *>sys_reserve(FILL_WORDS * sizeof(uint64_t))
-    space.fill_limit = FILL_WORDS
+    space.fill_limit = FILL_WORDS // 4 * 3
     space.room = NO_LEAF
     if space.leaves == NULL or space.fill_words == NULL:
         return -12
@@ -181,9 +182,8 @@ cdef void space_free(Space *space, uint32_t offset) noexcept nogil:
 
 
 cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil:
-    """The payload that stands for a page of `value`, or all ones when the table is full (store the page then).
-
-    Words that no short form codes go to a table that only grows, looked up from its end: a program has few."""
+    """The payload that stands for a page of `value`, or NO_FILL_CODE when the table has no place for it (store
+    the page then). The words that no short form codes are in a hash table, from which none is removed."""
     cdef uint64_t low = (<uint64_t>1 << 45) - 1
     cdef uint32_t at, steps
     if value <= low:
@@ -194,18 +194,15 @@ cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil:
         return FILL_SIGNED | ((value & low) << 3)
     if (value >> 32) == <uint32_t>value:
         return FILL_TWICE | (<uint64_t><uint32_t>value << 3)
-    steps = 0
-    at = space.fill_count
-    while at > 0 and steps < 64:
-        at -= 1
-        steps += 1
+    at = <uint32_t>((value * <uint64_t>0x9E3779B97F4A7C15) >> 40)
+    for steps in range(FILL_PROBES):
+        if space.fill_words[at] == 0 and space.fill_count < space.fill_limit:
+            space.fill_words[at] = value
+            space.fill_count += 1
         if space.fill_words[at] == value:
             return FILL_TABLE | (<uint64_t>at << 3)
-    if space.fill_count == space.fill_limit:
-        return <uint64_t>-1
-    space.fill_words[space.fill_count] = value
-    space.fill_count += 1
-    return FILL_TABLE | (<uint64_t>(space.fill_count - 1) << 3)
+        at = (at + 1) % FILL_WORDS
+    return NO_FILL_CODE()
 
 
 cdef uint64_t space_fill_value(Space *space, uint64_t payload) noexcept nogil:

@@ -143,6 +143,13 @@ static inline int sys_uffd_register(int uffd, uint64_t at, uint64_t bytes)
 	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
 
+static inline int sys_uffd_protect(int uffd, uint64_t at, uint64_t bytes)
+{
+	struct uffdio_writeprotect wp = {{at, bytes}, UFFDIO_WRITEPROTECT_MODE_WP};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
+}
+
 static inline int sys_uffd_unprotect(int uffd, uint64_t at, uint64_t bytes)
 {
 	struct uffdio_writeprotect wp = {{at, bytes}, 0};
@@ -157,9 +164,10 @@ static inline long sys_uffd_read(int uffd, struct uffd_msg *msgs, size_t count)
 	return n < 0 ? n : n / (long)sizeof *msgs;
 }
 
-/* Present pages, the shared zero page left out: fills regions, moves *from on; the number of regions or -errno. */
-static inline long sys_pagemap_present(int pagemap, uint64_t *from, uint64_t end, struct page_region *regions,
-				       size_t count)
+/* Present pages, or of these the ones that map the shared zero page, with their categories: fills regions, moves
+ * *from on; the number of regions or -errno. */
+static inline long sys_pagemap_scan(int pagemap, int zero_only, uint64_t *from, uint64_t end,
+				    struct page_region *regions, size_t count)
 {
 	struct pm_scan_arg arg;
 	long n;
@@ -170,12 +178,29 @@ static inline long sys_pagemap_present(int pagemap, uint64_t *from, uint64_t end
 	arg.end = end;
 	arg.vec = (uint64_t)(uintptr_t)regions;
 	arg.vec_len = count;
-	arg.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO;
-	arg.category_inverted = PAGE_IS_PFNZERO;
-	arg.return_mask = PAGE_IS_PRESENT;
+	arg.category_mask = zero_only ? PAGE_IS_PFNZERO : PAGE_IS_PRESENT;
+	arg.return_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_WRITTEN;
 	n = sys_result(ioctl(pagemap, PAGEMAP_SCAN, &arg));
 	*from = arg.walk_end;
 	return n;
+}
+
+/* The first page in [from, end) that MADV_GUARD_INSTALL guards, or end. A kernel that cannot tell has no guards, or
+ * is of the two versions that had them first. */
+static inline uint64_t sys_pagemap_guard(int pagemap, uint64_t from, uint64_t end)
+{
+	struct page_region region;
+	struct pm_scan_arg arg;
+
+	memset(&arg, 0, sizeof arg);
+	arg.size = sizeof arg;
+	arg.start = from;
+	arg.end = end;
+	arg.vec = (uint64_t)(uintptr_t)&region;
+	arg.vec_len = 1;
+	arg.category_mask = PAGE_IS_GUARD;
+	arg.return_mask = PAGE_IS_GUARD;
+	return ioctl(pagemap, PAGEMAP_SCAN, &arg) == 1 ? region.start : end;
 }
 
 /* The first mapping that covers `at` or lies above it: 0, or -ENOENT past the last one. */

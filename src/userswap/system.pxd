@@ -78,9 +78,13 @@ cdef extern from "system.h" nogil:
         uint8_t event
         uffd_msg_arg arg
 
+    enum:
+        PAGE_IS_PFNZERO
+        PAGE_IS_WRITTEN
     struct page_region:
         uint64_t start
         uint64_t end
+        uint64_t categories
     struct procmap_query:
         uint64_t vma_start
         uint64_t vma_end
@@ -107,9 +111,11 @@ cdef extern from "system.h" nogil:
     uint64_t sys_uffd_copy(int, uint64_t, const void *, uint64_t, bint protect, int *error)
     int sys_uffd_wake(int, uint64_t, uint64_t)
     int sys_uffd_register(int, uint64_t, uint64_t)
+    int sys_uffd_protect(int, uint64_t, uint64_t)
     int sys_uffd_unprotect(int, uint64_t, uint64_t)
     long sys_uffd_read(int, uffd_msg *, size_t)
-    long sys_pagemap_present(int, uint64_t *, uint64_t, page_region *, size_t)
+    long sys_pagemap_scan(int, bint zero_only, uint64_t *, uint64_t, page_region *, size_t)
+    uint64_t sys_pagemap_guard(int, uint64_t, uint64_t)
     int sys_next_mapping(int, uint64_t, procmap_query *, char *, uint32_t)
     int sys_same_memory(pid_t, pid_t)
     int sys_page_absent(int, uint64_t)

@@ -60,6 +60,11 @@ struct pm_scan_arg {
 };
 #endif
 
+/* Linux 6.16 */
+#ifndef PAGE_IS_GUARD
+#define PAGE_IS_GUARD (1 << 8)
+#endif
+
 /* Linux 6.11 */
 #ifndef PROCMAP_QUERY
 #define PROCMAP_QUERY _IOWR('f', 17, struct procmap_query)
