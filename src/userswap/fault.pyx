@@ -34,6 +34,7 @@ from userswap.mm cimport (
     mm_insert,
     mm_move,
     mm_put,
+    mm_removed,
 )
 from userswap.pagetable cimport table_get, table_set
 from userswap.ranges cimport ranges_add, ranges_end, ranges_hit, ranges_remove
@@ -62,7 +63,6 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     sys_futex_wait,
     sys_name_thread,
-    sys_now_us,
     sys_page_absent,
     sys_pagemap_guard,
     sys_pin_to_cpu,
@@ -150,7 +150,7 @@ cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef uint64_t to_page, count
     if message.event == UFFD_EVENT_REMOVE:
         add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
-        mm.removed_at = sys_now_us()
+        mm_removed(mm, start, end - start)
     elif message.event == UFFD_EVENT_UNMAP:
         add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
         ranges_remove(&mm.ranges, start, end)

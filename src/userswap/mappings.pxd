@@ -5,4 +5,5 @@ from userswap.mm cimport Engine, Mm
 
 cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil
 cdef bint mappings_verify(Engine *engine, Mm *mm) noexcept nogil
+cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil

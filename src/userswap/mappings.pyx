@@ -15,7 +15,7 @@ from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
 from libc.string cimport memset, strncmp, strstr
 
 from userswap.mm cimport engine_stop, mm_forget
-from userswap.pagetable cimport table_get, table_set
+from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_get, table_next, table_set
 from userswap.ranges cimport Ranges, ranges_add, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.system cimport (
     ESRCH,
@@ -40,7 +40,8 @@ from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, present_value
 cdef enum:
     REGIONS = 64
     USER_END_SHIFT = 47
-    QUIET_US = 100000           # after EVENT_REMOVE, until what it removed is gone
+    QUIET_US = 100000           # after EVENT_REMOVE, until a mapping known in part is looked at
+    GONE_MS = 1000              # ... until what it removed is surely gone, if it goes at all
 
 
 cdef bint _ours(Mm *mm, procmap_query *mapping) noexcept nogil:
@@ -207,6 +208,42 @@ cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nog
     _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     ranges_add(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     _mark_present(engine, mm, start, end)
+
+
+cdef void _promote_leaf(Engine *engine, Mm *mm, uint64_t page, uint32_t *leaf) noexcept nogil:
+    cdef page_region regions[64]
+    cdef uint64_t at = page << PAGE_SHIFT
+    cdef uint64_t end = (page + TABLE_LEAF_PAGES) << PAGE_SHIFT
+    cdef uint64_t place
+    cdef long count = 1
+    cdef long region
+    leaf[TABLE_REMOVED] = 0
+    while at < end and count > 0:
+        count = sys_pagemap_scan(mm.pagemap, False, &at, end, regions, REGIONS)
+        for region in range(count):
+            for place in range(regions[region].start >> PAGE_SHIFT, regions[region].end >> PAGE_SHIFT):
+                if leaf[place - page] == 0 and ranges_hit(&mm.ranges, place, place + 1):
+                    leaf[place - page] = present_value(AGE_READAHEAD, 0)
+                    mm.present += 1
+
+
+cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
+    """Pages that MADV_FREE has given back and that are still there, perhaps written to again, are taken for present
+    after a while. (The event is the same for MADV_DONTNEED, whose pages the kernel drops when the caller gets to
+    run after we have read it; hence the while.)"""
+    cdef uint32_t now = <uint32_t>(sys_now_us() // 1000)
+    cdef uint64_t page = 0
+    cdef uint32_t *leaf
+    pthread_mutex_lock(&mm.lock)
+    while mm.removed_at != 0 and sys_uffd_settled(mm.uffd):
+        leaf = table_next(mm.table, &page)
+        if leaf == NULL:
+            break
+        page -= page % TABLE_LEAF_PAGES
+        if leaf[TABLE_REMOVED] != 0 and now - leaf[TABLE_REMOVED] > GONE_MS:
+            _promote_leaf(engine, mm, page, leaf)
+        page += TABLE_LEAF_PAGES
+    pthread_mutex_unlock(&mm.lock)
 
 
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:

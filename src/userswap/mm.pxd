@@ -170,6 +170,7 @@ cdef Mm *mm_next(Engine *engine, uint32_t *position) noexcept nogil
 cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil
 cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil
+cdef void mm_removed(Mm *mm, uint64_t page, uint64_t count) noexcept nogil
 cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil
 cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 
 from userswap.inject cimport helper_end
 from userswap.log cimport log_freed
-from userswap.pagetable cimport table_free, table_make, table_set, table_visit
+from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_free, table_make, table_set, table_visit
 from userswap.ranges cimport Range, ranges_copy, ranges_free, ranges_remove
 from userswap.readahead cimport readahead_init
 from userswap.space cimport space_get, space_put
@@ -25,6 +25,7 @@ from userswap.system cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_now_us,
     sys_signal_eventfd,
 )
 from userswap.types cimport is_busy, is_present, offset_of
@@ -210,6 +211,18 @@ cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) no
     change.discarded = 0
     table_visit(mm.table, page, count, _forget_values, &change)
     return change.discarded
+
+
+cdef void _stamp_removed(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    (values - page % TABLE_LEAF_PAGES)[TABLE_REMOVED] = (<uint32_t *>context)[0]
+
+
+cdef void mm_removed(Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
+    """Notes that the kernel has been asked to drop these pages, and does so a little later or, after MADV_FREE, may
+    never do it."""
+    cdef uint32_t now = <uint32_t>(sys_now_us() // 1000) | 1
+    mm.removed_at = sys_now_us()
+    table_visit(mm.table, page, count, _stamp_removed, &now)
 
 
 cdef void _move_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
 from userswap.limit cimport limit_is_near, limit_near, room_check_stuck, room_sampled
-from userswap.mappings cimport mappings_register
+from userswap.mappings cimport mappings_promote, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
 from userswap.system cimport (
     load_i64,
@@ -70,6 +70,7 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
     elif near and (mm.rescan or mm.mapped_pages != process.mapped or sys_now_us() - mm.scanned_at > RESCAN_US):
         mm.mapped_pages = process.mapped
         mappings_register(engine, mm)
+        mappings_promote(engine, mm)
     mm_put(engine, mm)
 
 

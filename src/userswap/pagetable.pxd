@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     TABLE_LEAF_PAGES = 512      # 2 MiB, 2 KiB of values
+    TABLE_REMOVED = 512         # behind them: when EVENT_REMOVE last hit the leaf (monotonic ms), 0: not of late
     TABLE_FANOUT = 512
     TABLE_LEAVES = 1 << 26      # 26 + 9 bits: the 47 bits of a user address, less 12
 

@@ -69,7 +69,7 @@ cdef uint32_t *table_leaf(PageTable *table, uint64_t page) noexcept nogil:
         node = <TableNode *>_made(&node.children[(number >> 9) % TABLE_FANOUT], sizeof(TableNode))
     if node == NULL:
         return NULL
-    leaf = <uint32_t *>_made(&node.children[number % TABLE_FANOUT], TABLE_LEAF_PAGES * sizeof(uint32_t))
+    leaf = <uint32_t *>_made(&node.children[number % TABLE_FANOUT], (TABLE_LEAF_PAGES + 1) * sizeof(uint32_t))
     table.leaf_count += leaf != NULL
     return leaf
 
