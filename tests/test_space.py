@@ -142,6 +142,15 @@ def test_a_long_fill_word_is_in_the_table_once(space: door.Space, value: int) ->
     assert space.fill_words == 1
 
 
+def test_the_table_grows_by_words_and_not_by_pages(space: door.Space) -> None:
+    rng = random.Random(7)
+    values = [rng.getrandbits(63) | 1 << 45 | 1 for _ in range(300)]
+    codes = [space.fill_code(value) for value in values]
+    for _ in range(3):
+        assert [space.fill_code(value) for value in values] == codes
+    assert space.fill_words == len(set(values))
+
+
 def test_any_word_round_trips(space: door.Space) -> None:
     rng = random.Random(20)
     values = [rng.getrandbits(64) for _ in range(5000)]
