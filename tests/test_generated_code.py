@@ -57,14 +57,7 @@ def declared(source: Path) -> set[str]:
     return {found[1] for found in matches if found}
 
 
-CONSTANT_INDEXED = pytest.mark.xfail(reason='b"X"[0] indexes a Python object, which may raise', strict=True)
-KNOWN = {"tracee", "furnish", "inject"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=CONSTANT_INDEXED) if name in KNOWN else name for name in data_plane()],
-)
+@pytest.mark.parametrize("name", data_plane())
 def test_no_function_of_the_data_plane_can_take_the_gil(tmp_path: Path, name: str) -> None:
     functions = functions_of(SOURCE / f"{name}.pyx", tmp_path)
     for function in declared(SOURCE / f"{name}.pyx"):
@@ -102,12 +95,9 @@ def test_such_code_is_found(tmp_path: Path, code: str, word: str) -> None:
 ALLOWED = r""".*\.__(reduce|setstate)_cython__
 .*\.__test__
 """
-INIT = pytest.mark.xfail(
-    reason="engine.pyi says __init__ where the class has __cinit__: __new__", strict=True
-)
 
 
-@pytest.mark.parametrize("name", [pytest.param("engine", marks=INIT), "tests_door"])
+@pytest.mark.parametrize("name", ["engine", "tests_door"])
 def test_the_types_of_a_door_are_true(tmp_path: Path, name: str) -> None:
     allowed = tmp_path / "allowed"
     allowed.write_text(ALLOWED)

@@ -45,7 +45,7 @@ def test_static_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_musl_program(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "384"])
+    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "330"])
 
 
 def test_go_program(userswap: Runner, programs: Programs) -> None:

@@ -115,6 +115,7 @@ cdef class Engine:
             result = file_store_init(&engine.log.areas[engine.log.area_count], fd, size)
             if result != 0:
                 raise EngineError(f"swap area: {os.strerror(-result)}")
+            engine.log.slots += engine.log.areas[engine.log.area_count].slots
             engine.log.area_count += 1
 
     def _open(self, front_pid):
@@ -257,8 +258,8 @@ cdef class Engine:
         engine.stopping = True
         sys_signal_eventfd(engine.stop_event)
         with nogil:
-            workers_stop(engine)
             evict_stop(engine)
+            workers_stop(engine)
             monitor_stop(engine)
             while True:
                 mm = mm_next(engine, &position)

@@ -28,14 +28,15 @@ from userswap.inject cimport (
     userswap_item,
 )
 from userswap.limit cimport room_give
-from userswap.log cimport log_clean, log_commit, log_free_slots, log_reserve, log_write_next
+from userswap.log cimport log_clean, log_commit, log_free_slots, log_freed, log_reserve, log_write_next
 from userswap.mm cimport Mm, engine_stop, mm_next, mm_put
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
 from userswap.reclaim cimport reclaim_run
-from userswap.space cimport NO_FILL_CODE, space_allocate, space_fill_code, space_free, space_set, space_word
+from userswap.space cimport NO_FILL_CODE, space_allocate, space_fill_code, space_free, space_put, space_set, space_word
 from userswap.system cimport (
     EAGAIN,
     EBUSY,
+    ECANCELED,
     ENOENT,
     ENOSPC,
     add_i64,
@@ -140,6 +141,14 @@ cdef bint _choose(Evictor *evictor, Mm *mm) noexcept nogil:
     return True
 
 
+cdef void _forget_copy(Engine *engine, Mm *mm, uint64_t page, uint32_t value) noexcept nogil:
+    """The copy of a clean page is not to be trusted. Space.lock is held."""
+    cdef uint64_t freed = space_put(&engine.space, offset_of(value))
+    if freed != 0:
+        log_freed(&engine.log, freed)
+    table_set(mm.table, page, present_value(0, 0))
+
+
 cdef int _allocate(Evictor *evictor, Mm *mm) noexcept nogil:
     """An offset for each dirty page of the batch. Returns 0 or -ENOSPC, the batch cut short."""
     cdef Engine *engine = evictor.engine
@@ -150,6 +159,9 @@ cdef int _allocate(Evictor *evictor, Mm *mm) noexcept nogil:
     for run in range(batch.run_count):
         for at in range(batch.runs[run].count):
             value = table_get(mm.table, batch.runs[run].page + at)
+            if engine.ksm and offset_of(value) != 0 and offset_of(value) != engine.zero_offset:
+                _forget_copy(engine, mm, batch.runs[run].page + at, value)
+                value = 0
             batch.dirty[place] = offset_of(value) == 0
             batch.offsets[place] = offset_of(value)
             if batch.dirty[place]:
@@ -384,6 +396,8 @@ cdef void _store_run(Evictor *evictor, Mm *mm, Run *run) noexcept nogil:
 
 
 cdef void _space_exhausted(Engine *engine, int result) noexcept nogil:
+    if result == -ECANCELED:
+        return
     if result == -ENOSPC:
         engine_stop(engine, b"the swap areas are full", 0)
     else:
@@ -558,7 +572,7 @@ cdef void *_writer_main(void *argument) noexcept nogil:
     cdef uint32_t seen
     cdef int result
     sys_name_thread(b"write")
-    while not engine.stopping:
+    while not engine.evictor_over:
         seen = load_u32(&engine.log.changed)
         result = log_write_next(&engine.log)
         if result < 0:
@@ -581,7 +595,13 @@ cdef void evict_stop(Engine *engine) noexcept nogil:
     sys_futex_wake(&engine.evict_wanted)
     add_u32(&engine.log.changed, 1)
     sys_futex_wake(&engine.log.changed)
+    pthread_mutex_lock(&engine.log.lock)
+    engine.log.stopping = True
+    pthread_mutex_unlock(&engine.log.lock)
     if engine.evictor_runs:
         pthread_join(engine.evictor, NULL)
+    engine.evictor_over = True
+    add_u32(&engine.log.changed, 1)
+    sys_futex_wake(&engine.log.changed)
     if engine.writer_runs:
         pthread_join(engine.writer, NULL)

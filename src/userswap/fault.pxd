@@ -7,4 +7,4 @@ from userswap.mm cimport Engine, Mm, Worker
 
 cdef int workers_start(Engine *engine) noexcept nogil
 cdef void workers_stop(Engine *engine) noexcept nogil
-cdef void mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil
+cdef bint mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil

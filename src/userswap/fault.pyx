@@ -70,6 +70,7 @@ from userswap.system cimport (
     sys_release,
     sys_reserve,
     sys_signal_eventfd,
+    sys_sleep_us,
     sys_uffd_copy,
     sys_uffd_read,
     sys_uffd_settled,
@@ -173,11 +174,17 @@ cdef int _read_message(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil
     """Reads one message; an event is applied at once, for the program goes on when it is read.
 
     Returns 1 for a page fault in *message, 0 when nothing is left. Mm.lock is held."""
-    while sys_uffd_read(mm.uffd, message, 1) == 1:
+    cdef long result
+    while True:
+        result = sys_uffd_read(mm.uffd, message, 1)
+        if result != 1:
+            if result != -EAGAIN and result != 0:      # EMFILE: there is no descriptor for the child of a fork
+                engine_stop(engine, b"an event of the program cannot be read: error", result)
+            return 0
+        mm.messages_read += 1
         if message.event == UFFD_EVENT_PAGEFAULT:
             return 1
         _apply(engine, mm, message)
-    return 0
 
 
 cdef void _pending_add(Engine *engine, Pending *pending, uffd_msg *message) noexcept nogil:
@@ -195,17 +202,26 @@ cdef void _pending_add(Engine *engine, Pending *pending, uffd_msg *message) noex
     pending.count += 1
 
 
-cdef void mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil:
+cdef bint mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil:
     """Reads what is in the way of a copy or move. Page faults among it are kept for `worker`, or woken to be
-    raised again when it is NULL. Call without Mm.lock."""
+    raised again when it is NULL. Call without Mm.lock.
+
+    False if there was nothing: then the event is still to be queued, or its maker to run, and if we did not
+    sleep it might have to wait for us to leave its CPU."""
     cdef uffd_msg message
+    cdef uint64_t before
     pthread_mutex_lock(&mm.lock)
+    before = mm.messages_read
     while _read_message(engine, mm, &message):
         if worker != NULL:
             _pending_add(engine, &worker.pending, &message)
         else:
             sys_uffd_wake(mm.uffd, message.arg.pagefault.address & ~<uint64_t>(PAGE_BYTES - 1), PAGE_BYTES)
+    before = mm.messages_read - before
     pthread_mutex_unlock(&mm.lock)
+    if before == 0:
+        sys_sleep_us(100)
+    return before != 0
 
 
 # ---- guards
@@ -287,7 +303,7 @@ cdef int _touch(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
 cdef bint _keep_copies(Engine *engine, Mm *mm, bint write) noexcept nogil:
     """Whether the copies of what is brought in are kept while it stays clean. A kept page is write-protected;
     where most of these are written to all the same, only now and then one is kept, to see if that changes."""
-    if write:
+    if write or engine.ksm:
         return False
     if mm.kept > KEPT_TRIAL and mm.kept_broken * 2 > mm.kept:
         mm.kept_refused += 1
@@ -296,7 +312,7 @@ cdef bint _keep_copies(Engine *engine, Mm *mm, bint write) noexcept nogil:
         mm.kept = 0
         mm.kept_broken = 0
     mm.kept_refused = 0
-    return log_free_slots(&engine.log) > 16
+    return log_free_slots(&engine.log) * 2 > engine.log.slots
 
 
 cdef bint _extends(Segment *last, uint32_t at, uint64_t word, uint64_t fill_word) noexcept nogil:

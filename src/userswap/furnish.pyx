@@ -170,7 +170,7 @@ cdef int name_child(Tracee *child, uint64_t scratch) noexcept nogil:
     """And out of the program's directory, which somebody may want to unmount. `scratch` keeps the name."""
     cdef char name[16]
     memset(name, 0, sizeof(name))
-    name[0] = b"/"[0]
+    name[0] = c'/'
     cdef int rc = write_memory(child.tid, scratch, name, sizeof(name))
     if rc == 0:
         remote_call(child, SYS_chdir, scratch)

@@ -139,12 +139,12 @@ cdef int thread_cost(pid_t target, pid_t tid) noexcept nogil:
     cdef char state = thread_state(target, tid)
     cdef char path[64]
     cdef char text[256]
-    if state == b"Z"[0] or state == b"X"[0]:
+    if state == c'Z' or state == c'X':
         return -1
-    if state == b"D"[0]:
+    if state == c'D':
         return 3
     snprintf(path, sizeof(path), b"/proc/%d/task/%d/syscall", target, tid)
-    if read_start(path, text, sizeof(text)) <= 0 or text[0] == b"r"[0]:
+    if read_start(path, text, sizeof(text)) <= 0 or text[0] == c'r':
         return 1    # running
     return 2 if leaks_eintr(strtol(text, NULL, 10)) else 0
 
@@ -179,7 +179,7 @@ cdef int choose_threads(pid_t target, Candidate *best) noexcept nogil:
         entry = readdir(directory)
         if entry == NULL:
             break
-        if entry.d_name[0] == b"."[0]:
+        if entry.d_name[0] == c'.':
             continue
         cost = thread_cost(target, <pid_t>strtol(entry.d_name, NULL, 10))
         if cost >= 0:
@@ -193,7 +193,7 @@ cdef int choose_threads(pid_t target, Candidate *best) noexcept nogil:
 cdef int seize(pid_t target, pid_t tid) noexcept nogil:
     if ptrace(PTRACE_SEIZE, tid, NULL, NULL) == 0:
         return 0
-    if errno == EPERM and thread_state(target, tid) == b"Z"[0]:
+    if errno == EPERM and thread_state(target, tid) == c'Z':
         return -ESRCH
     if errno == EPERM and status_field(target, tid, b"\nTracerPid:", 10) > 0:
         return -EBUSY
@@ -299,7 +299,7 @@ cdef int await_victim(pid_t target, pid_t tid, int *stop) noexcept nogil:
     cdef int _, rc = -EAGAIN
     for _ in range(10):
         rc = await_stop(tid, stop, STOP_LIMIT_MS)
-        if rc != -EAGAIN or thread_state(target, tid) == b"D"[0]:
+        if rc != -EAGAIN or thread_state(target, tid) == c'D':
             break
     return rc
 
@@ -421,7 +421,7 @@ cdef int check_target(Job *job) noexcept nogil:
     if job.helper.target_pidfd < 0:
         return -ESRCH if errno == EINVAL or errno == ESRCH else -errno
     state = thread_state(target, target)
-    return 0 if state != b"X"[0] else -ESRCH
+    return 0 if state != c'X' else -ESRCH
 
 
 cdef int run_tracer(Job *job) noexcept nogil:

@@ -51,6 +51,9 @@ cdef struct Log:
     int kept_count
     uint32_t changed        # futex: a buffer came free, a block was queued or written
     int error               # first error of a write that no area could take, or 0
+    int errors              # failed writes in a row
+    bint stopping           # nobody will write or wait any more
+    uint64_t slots          # of all areas
     uint64_t slots_used
     uint64_t slots_peak
 

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from userswap.space cimport LEAF_ENTRIES, space_set, space_word
 from userswap.stores cimport store_deinit
 from userswap.system cimport (
+    ECANCELED,
     ENOMEM,
     ENOSPC,
     add_u32,
@@ -39,6 +40,10 @@ from userswap.types cimport (
     stored_payload,
     stored_stamp,
 )
+
+
+cdef enum:
+    WRITE_TRIES = 20        # failed writes in a row that are taken for final
 
 
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
@@ -212,7 +217,9 @@ cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil:
             result = _open_block(log)
         if result == 0:
             at[0] = log.blocks[log.open].data + <uint64_t>log.blocks[log.open].used * PAGE_BYTES
-        elif result > 0 and log.error != 0:
+        elif log.stopping:
+            result = -ECANCELED
+        elif log.errors >= WRITE_TRIES:
             result = log.error
         pthread_mutex_unlock(&log.lock)
         if result <= 0:
@@ -336,6 +343,7 @@ cdef int log_write_next(Log *log) noexcept nogil:
     result = _write_block(log, at)
     pthread_mutex_lock(&log.lock)
     log.error = result
+    log.errors = log.errors + 1 if result != 0 else 0
     if result != 0:
         log.blocks[at].state = BLOCK_FULL
         for place in range(log.queued, 0, -1):

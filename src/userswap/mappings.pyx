@@ -139,6 +139,7 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     snprintf(line, sizeof(line), b"/proc/%d/smaps", <int>mm.helper.pid)
     smaps = fopen(line, b"re")
     if smaps == NULL:
+        engine_stop(engine, b"what a fork copies cannot be read of process", mm.pid)
         return
     mm.unforked.count = 0
     mm.wiped.count = 0

@@ -70,6 +70,7 @@ cdef struct Mm:
     uint64_t hand           # reclaim's, a page
     uint64_t staging_used   # bytes of the staging area in use, gaps included
     int64_t staging_pages   # pages in it
+    uint64_t messages_read
     uint64_t removed_at     # time of the last EVENT_REMOVE, us
     uint64_t mapped_pages   # total_vm when the mappings were last looked at
     uint64_t scanned_at     # ... and the time, us
@@ -150,6 +151,9 @@ cdef struct Engine:
     uint32_t zero_offset    # an entry of zeros for ever, for pages that map the shared zero page
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
+    bint evictor_over       # the writer may end
+    bint ksm                # the kernel merges pages, which takes our write protection from them
+    uint64_t ksm_looked_at
     bint checking           # run the invariant checks (tests)
     int attention           # eventfd: control() is wanted
     pthread_mutex_t ptrace_lock     # held while a process is entered, and while children are waited for

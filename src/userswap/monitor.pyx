@@ -22,6 +22,7 @@ from userswap.system cimport (
     sys_poll_in,
     sys_prefer,
     sys_process_dead,
+    sys_read_small,
     sys_same_memory,
     sys_signal_eventfd,
     sys_uffd_alive,
@@ -36,12 +37,21 @@ from userswap.processes cimport (
     tree_sample,
 )
 
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
+
+cdef extern from "<fcntl.h>" nogil:
+    int open(const char *, int)
+    int O_RDONLY
+    int O_CLOEXEC
+
 cdef enum:
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
     INTERVAL_MAX_US = 250000
     INTERVAL_MIN_US = 1000
     CHECK_EVERY = 16
     OWN_EVERY = 16              # looks at the engine's own memory, far below the limit
+    KSM_EVERY_US = 1000000
     RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
 
 
@@ -96,6 +106,22 @@ cdef int64_t _own_pages(Engine *engine) noexcept nogil:
     return max(own, <int64_t>0) + max(front, <int64_t>0)
 
 
+cdef void _look_for_ksm(Engine *engine) noexcept nogil:
+    """Merged pages lose their write protection, so that no copy of a page is known to be true while ksmd runs. It
+    merges what it has found unchanged twice; once a second is often enough to see it started."""
+    cdef char text[16]
+    cdef int fd
+    if sys_now_us() - engine.ksm_looked_at < KSM_EVERY_US:
+        return
+    engine.ksm_looked_at = sys_now_us()
+    fd = open(b"/sys/kernel/mm/ksm/run", O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return
+    if sys_read_small(fd, text, sizeof(text)) > 0 and text[0] == c'1':
+        engine.ksm = True       # for good: what it merged stays merged
+    close(fd)
+
+
 cdef bint _tick(Engine *engine) noexcept nogil:
     """One look at all. True when memory is short."""
     cdef int64_t granted, dropped
@@ -113,6 +139,7 @@ cdef bint _tick(Engine *engine) noexcept nogil:
     room_sampled(engine, tree_pages(&engine.tree) + engine.own_pages, granted, dropped)
     near = limit_near(engine)
     if near:
+        _look_for_ksm(engine)
         enter_wanted(engine)
     for at in range(engine.tree.count):
         _look_at_process(engine, &engine.tree.processes[at], near)

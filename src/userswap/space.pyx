@@ -185,7 +185,7 @@ cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil:
     """The payload that stands for a page of `value`, or NO_FILL_CODE when the table has no place for it (store
     the page then). The words that no short form codes are in a hash table, from which none is removed."""
     cdef uint64_t low = (<uint64_t>1 << 45) - 1
-    cdef uint32_t at, steps
+    cdef uint32_t at, _steps
     if value <= low:
         return FILL_LOW | (value << 3)
     if value & ((<uint64_t>1 << 19) - 1) == 0:
@@ -195,7 +195,7 @@ cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil:
     if (value >> 32) == <uint32_t>value:
         return FILL_TWICE | (<uint64_t><uint32_t>value << 3)
     at = <uint32_t>((value * <uint64_t>0x9E3779B97F4A7C15) >> 40)
-    for steps in range(FILL_PROBES):
+    for _steps in range(FILL_PROBES):
         if space.fill_words[at] == 0 and space.fill_count < space.fill_limit:
             space.fill_words[at] = value
             space.fill_count += 1

@@ -88,7 +88,7 @@ cdef int64_t status_field(pid_t target, pid_t tid, const char *name, int base) n
     found = strstr(text, name)
     if found == NULL:
         return -1
-    return <int64_t>strtoull(strchr(found, b":"[0]) + 1, NULL, base)
+    return <int64_t>strtoull(strchr(found, c':') + 1, NULL, base)
 
 
 cdef char thread_state(pid_t target, pid_t tid) noexcept nogil:
@@ -97,9 +97,9 @@ cdef char thread_state(pid_t target, pid_t tid) noexcept nogil:
     cdef char *name_end
     snprintf(path, sizeof(path), b"/proc/%d/task/%d/stat", target, tid)
     if read_start(path, text, sizeof(text)) < 0:
-        return b"X"[0]
-    name_end = strrchr(text, b")"[0])
-    return name_end[2] if name_end != NULL else b"X"[0]
+        return c'X'
+    name_end = strrchr(text, c')')
+    return name_end[2] if name_end != NULL else c'X'
 
 
 # ---- reading the target's memory, before anything is stopped ----
@@ -164,7 +164,7 @@ cdef uint64_t syscall_in_text(pid_t pid) noexcept nogil:
     if maps == NULL:
         return 0
     while found == 0 and getline(&line, &room, maps) > 0:
-        if sscanf(line, b"%lx-%lx %7s", &start, &end, mode) == 3 and mode[2] == b"x"[0]:
+        if sscanf(line, b"%lx-%lx %7s", &start, &end, mode) == 3 and mode[2] == c'x':
             if strstr(line, b"[vsyscall]") == NULL:
                 found = find_syscall(pid, start, end)
     free(line)
