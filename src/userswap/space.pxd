@@ -32,9 +32,11 @@ cdef struct Space:
     uint32_t room           # first leaf of the list of those with room, or NO_LEAF
     uint64_t entries        # words that are not FREE
     uint64_t leaf_pages     # leaves that hold memory
-    uint64_t *fill_words    # repeated words that no short form codes, by their hash; 0: a free place
+    uint64_t *fill_words    # repeated words that no short form codes, in the order of their coming
     uint32_t fill_count
-    uint32_t fill_limit     # how many it may hold: beyond three quarters, looking becomes slow
+    uint32_t fill_limit
+    uint32_t *fill_index    # their hash table, at most half full: places in fill_words plus 1, 0: free
+    uint32_t fill_slots     # a power of two
 
 cdef inline uint64_t NO_FILL_CODE() noexcept nogil:
     return <uint64_t>-1

@@ -9,7 +9,7 @@ All functions but space_init and space_word want Space.lock held; none fails exc
 """
 
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from userswap.system cimport (
@@ -36,8 +36,7 @@ cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t, size_t)
 
 cdef enum:
-    FILL_WORDS = 1 << 24        # as many as 24 bits of a hash tell apart
-    FILL_PROBES = 64
+    FILL_WORDS = 1 << 20
 
 
 cdef int space_init(Space *space) noexcept nogil:
@@ -47,7 +46,7 @@ cdef int space_init(Space *space) noexcept nogil:
     space.leaf_limit = (1 << OFFSET_BITS) // LEAF_ENTRIES
     space.leaves = <Leaf *>sys_reserve(space.leaf_limit * sizeof(Leaf))
     space.fill_words = <uint64_t *>sys_reserve(FILL_WORDS * sizeof(uint64_t))
-    space.fill_limit = FILL_WORDS // 4 * 3
+    space.fill_limit = FILL_WORDS
     space.room = NO_LEAF
     if space.leaves == NULL or space.fill_words == NULL:
         return -12
@@ -60,6 +59,7 @@ cdef void space_deinit(Space *space) noexcept nogil:
         free(space.leaves[at].words)
     sys_release(space.leaves, space.leaf_limit * sizeof(Leaf))
     sys_release(space.fill_words, FILL_WORDS * sizeof(uint64_t))
+    free(space.fill_index)
     pthread_mutex_destroy(&space.lock)
 
 
@@ -183,9 +183,9 @@ cdef void space_free(Space *space, uint32_t offset) noexcept nogil:
 
 cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil:
     """The payload that stands for a page of `value`, or NO_FILL_CODE when the table has no place for it (store
-    the page then). The words that no short form codes are in a hash table, from which none is removed."""
+    the page then). The words that no short form codes are in a table, from which none is removed: 16 bytes each."""
     cdef uint64_t low = (<uint64_t>1 << 45) - 1
-    cdef uint32_t at, _steps
+    cdef uint32_t at
     if value <= low:
         return FILL_LOW | (value << 3)
     if value & ((<uint64_t>1 << 19) - 1) == 0:
@@ -194,15 +194,41 @@ cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil:
         return FILL_SIGNED | ((value & low) << 3)
     if (value >> 32) == <uint32_t>value:
         return FILL_TWICE | (<uint64_t><uint32_t>value << 3)
-    at = <uint32_t>((value * <uint64_t>0x9E3779B97F4A7C15) >> 40)
-    for _steps in range(FILL_PROBES):
-        if space.fill_words[at] == 0 and space.fill_count < space.fill_limit:
-            space.fill_words[at] = value
-            space.fill_count += 1
-        if space.fill_words[at] == value:
-            return FILL_TABLE | (<uint64_t>at << 3)
-        at = (at + 1) % FILL_WORDS
-    return NO_FILL_CODE()
+    at = _fill_slot(space, value)
+    if at < space.fill_slots and space.fill_index[at] != 0:
+        return FILL_TABLE | (<uint64_t>(space.fill_index[at] - 1) << 3)
+    if space.fill_count == space.fill_limit or (2 * space.fill_count >= space.fill_slots and not _fill_grow(space)):
+        return NO_FILL_CODE()
+    space.fill_words[space.fill_count] = value
+    space.fill_count += 1
+    space.fill_index[_fill_slot(space, value)] = space.fill_count
+    return FILL_TABLE | (<uint64_t>(space.fill_count - 1) << 3)
+
+
+cdef uint32_t _fill_slot(Space *space, uint64_t value) noexcept nogil:
+    """Where the hash table has the word, or would have it."""
+    cdef uint32_t at
+    if space.fill_slots == 0:
+        return 0
+    at = <uint32_t>((value * <uint64_t>0x9E3779B97F4A7C15) >> 32) % space.fill_slots
+    while space.fill_index[at] != 0 and space.fill_words[space.fill_index[at] - 1] != value:
+        at = (at + 1) % space.fill_slots
+    return at
+
+
+cdef bint _fill_grow(Space *space) noexcept nogil:
+    """Doubles the hash table; False without memory."""
+    cdef uint32_t slots = max(2 * space.fill_slots, <uint32_t>1024)
+    cdef uint32_t *index = <uint32_t *>calloc(slots, sizeof(uint32_t))
+    cdef uint32_t place
+    if index == NULL:
+        return False
+    free(space.fill_index)
+    space.fill_index = index
+    space.fill_slots = slots
+    for place in range(space.fill_count):
+        space.fill_index[_fill_slot(space, space.fill_words[place])] = place + 1
+    return True
 
 
 cdef uint64_t space_fill_value(Space *space, uint64_t payload) noexcept nogil:
