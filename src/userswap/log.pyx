@@ -343,7 +343,7 @@ cdef int log_write_next(Log *log) noexcept nogil:
     result = _write_block(log, at)
     pthread_mutex_lock(&log.lock)
     log.error = result
-    log.errors = log.errors + 1 if result != 0 else 0
+    log.errors = 0 if result == 0 else WRITE_TRIES if result == -ENOSPC else log.errors + 1
     if result != 0:
         log.blocks[at].state = BLOCK_FULL
         for place in range(log.queued, 0, -1):
