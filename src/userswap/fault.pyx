@@ -574,40 +574,45 @@ cdef int _fill(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil
 
 # ---- write to a page whose copy was kept
 
+cdef bint _give_up_copy(Worker *worker, Mm *mm, uint64_t page, int64_t *room) noexcept nogil:
+    """The page's copy is given up, so that it may be written to. False, and nothing done, where the page has no copy
+    or would need more room than there is: the shared zero page becomes memory when it is written to."""
+    cdef uint32_t value = table_get(mm.table, page)
+    if not is_present(value) or offset_of(value) == 0:
+        return False
+    if offset_of(value) == worker.engine.zero_offset:
+        if room[0] < 1:
+            return False
+        room[0] -= 1
+    table_set(mm.table, page, present_value(age_of(value), 0))
+    entry_put(worker.engine, offset_of(value))
+    mm.kept_broken += 1
+    return True
+
+
 cdef int _unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
-    """The copy is true no more: forgotten, and the write goes on. Mm.lock is held. 0 or -EAGAIN."""
+    """The copy is true no more: forgotten, and the write goes on. Mm.lock is held. 0 or -EAGAIN.
+
+    Only pages without a copy are unprotected: one that kept its copy could be written to without our knowing."""
     cdef Window window
-    cdef uint64_t at = page
     cdef uint64_t low = page
-    cdef uint32_t value
+    cdef uint64_t high = page + 1
+    cdef int64_t before = max(room_left(worker.engine), <int64_t>1)
+    cdef int64_t room = before
     cdef int result
-    cdef int64_t zeros = 0
-    cdef int64_t room = max(room_left(worker.engine), <int64_t>1)
     add_i64(&worker.engine.counters.faults_write_protected, 1)
     readahead_window(&mm.unprotects, page, &window)
-    while low > window.start and is_present(table_get(mm.table, low - 1)) and offset_of(
-            table_get(mm.table, low - 1)) != 0:
+    _give_up_copy(worker, mm, page, &room)
+    while high < window.start + window.count and _give_up_copy(worker, mm, high, &room):
+        high += 1
+    while low > window.start and _give_up_copy(worker, mm, low - 1, &room):
         low -= 1
-    at = low
-    while at < window.start + window.count:
-        value = table_get(mm.table, at)
-        if not is_present(value) or (offset_of(value) == 0 and at > page):
-            break
-        if offset_of(value) != 0:
-            zeros += offset_of(value) == worker.engine.zero_offset
-            if zeros > room:
-                break
-            table_set(mm.table, at, present_value(age_of(value), 0))
-            entry_put(worker.engine, offset_of(value))
-            mm.kept_broken += 1
-        at += 1
-    room_take(worker.engine, zeros)
-    at = max(at, page + 1)
+    room_take(worker.engine, before - room)
     window.start = low
-    window.count = <uint32_t>(at - low)
+    window.count = <uint32_t>(high - low)
     readahead_done(&mm.unprotects, &window)
-    result = sys_uffd_unprotect(mm.uffd, low << PAGE_SHIFT, (at - low) << PAGE_SHIFT)
-    if result == -ENOENT and at - low > 1:
+    result = sys_uffd_unprotect(mm.uffd, low << PAGE_SHIFT, (high - low) << PAGE_SHIFT)
+    if result == -ENOENT and high - low > 1:
         result = sys_uffd_unprotect(mm.uffd, page << PAGE_SHIFT, PAGE_BYTES)
     if result == -EAGAIN:
         return -EAGAIN
