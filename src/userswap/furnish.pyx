@@ -86,6 +86,7 @@ cdef extern from "helper.h" nogil:
 
 cdef enum:
     HUGE_PAGE = 2 << 20
+    HELPER_PRIORITY = 1
 
 cdef struct Region:
     uint64_t start, length, code, stack, mailbox, staging, staging_length
@@ -391,6 +392,7 @@ cdef int equip(Tracee *child, Helper *helper, Region *region, int uffd, uint64_t
         rc = register_staging(helper.uffd, region)
     if rc == 0:
         describe(helper, region)
+        sys_prefer(child.tid, HELPER_PRIORITY)
         rc = set_off(child, region)
     return rc
 
@@ -402,7 +404,7 @@ cdef int furnish(Tracee *child, Helper *helper, int uffd, uint64_t features, uin
     helper.pid = child.tid
     rc = first_stop(child)
     if rc == 0:
-        sys_prefer(child.tid, 1)    # every step of ours is a wait for its turn
+        sys_prefer(child.tid, TRACER_PRIORITY)      # every step of ours is a wait for its turn
         helper.pidfd = <int>syscall(SYS_pidfd_open, child.tid, 0)
         rc = reserve_region(child, staging_length, &region) if helper.pidfd >= 0 else -errno
     if rc == 0:

@@ -13,5 +13,6 @@ cdef void room_check_stuck(Engine *engine) noexcept nogil
 cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted, int64_t dropped) noexcept nogil
 cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil
 cdef bint limit_near(Engine *engine) noexcept nogil
+cdef int64_t limit_near_at(Engine *engine) noexcept nogil
 cdef bint limit_is_near(Engine *engine, int64_t pages) noexcept nogil
 cdef int64_t limit_least(Engine *engine) noexcept nogil

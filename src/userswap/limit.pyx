@@ -48,7 +48,12 @@ cdef bint limit_near(Engine *engine) noexcept nogil:
 
 
 cdef bint limit_is_near(Engine *engine, int64_t pages) noexcept nogil:
-    return pages > engine.low - max(engine.limit // 8, min(<int64_t>12288, engine.limit // 3))
+    return pages > limit_near_at(engine)
+
+
+cdef int64_t limit_near_at(Engine *engine) noexcept nogil:
+    """The pages in use from which on programs are entered."""
+    return engine.low - max(engine.limit // 8, min(<int64_t>12288, engine.limit // 3))
 
 
 cdef int64_t room_left(Engine *engine) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
-from userswap.limit cimport limit_is_near, limit_near, room_check_stuck, room_sampled
+from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_promote, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
 from userswap.system cimport (
@@ -152,7 +152,7 @@ cdef bint _tick(Engine *engine) noexcept nogil:
 
 
 cdef uint64_t _interval_us(Engine *engine, bint near) noexcept nogil:
-    cdef int64_t room = engine.low - load_i64(&engine.resident)
+    cdef int64_t room = limit_near_at(engine) - load_i64(&engine.resident)
     if near:
         return INTERVAL_MIN_US
     return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS, <int64_t>INTERVAL_MIN_US), <int64_t>INTERVAL_MAX_US)

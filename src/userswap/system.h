@@ -304,6 +304,41 @@ static inline void sys_prefer(pid_t tid, int priority)
 	sched_setscheduler(tid, SCHED_FIFO, &param);
 }
 
+/* How the kernel schedules a thread: the first version of struct sched_attr, which not every libc has. */
+struct sys_schedule {
+	uint32_t size;
+	uint32_t policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime;
+	uint64_t deadline;
+	uint64_t period;
+};
+
+/* As sys_prefer, for a thread of somebody else's: sys_unhurry makes it what it was. A schedule that could not be
+ * put back is left as it is. */
+static inline void sys_hurry(pid_t tid, int priority, struct sys_schedule *was)
+{
+	struct sys_schedule now = {.size = sizeof now, .policy = SCHED_FIFO, .priority = (uint32_t)priority};
+
+	if (syscall(SYS_sched_getattr, tid, was, sizeof *was, 0) != 0 || was->policy == SCHED_FIFO ||
+	    was->policy == SCHED_RR || was->policy == 6 /* SCHED_DEADLINE */ || (was->nice < 0 && geteuid() != 0)) {
+		was->size = 0;
+		return;
+	}
+	now.flags = was->flags;
+	if (syscall(SYS_sched_setattr, tid, &now, 0) != 0)
+		was->size = 0;
+}
+
+static inline void sys_unhurry(pid_t tid, struct sys_schedule *was)
+{
+	if (was->size != 0)
+		syscall(SYS_sched_setattr, tid, was, 0);
+	was->size = 0;
+}
+
 static inline void sys_signal_eventfd(int fd)
 {
 	uint64_t one = 1;

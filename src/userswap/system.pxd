@@ -128,6 +128,10 @@ cdef extern from "system.h" nogil:
     void sys_pin_to_cpu(int)
     void sys_name_thread(const char *)
     void sys_prefer(pid_t, int)
+    ctypedef struct sys_schedule "struct sys_schedule":
+        pass
+    void sys_hurry(pid_t, int, sys_schedule *)
+    void sys_unhurry(pid_t, sys_schedule *)
     void sys_signal_eventfd(int)
 
 cdef extern from * nogil:
