@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from userswap.log cimport BLOCK_FREE, Log
-from userswap.mm cimport Mm, engine_stop, mm_check, mm_next, mm_put
+from userswap.mm cimport ENTRIES_FOR_EVER, Mm, engine_stop, mm_check, mm_next, mm_put
 from userswap.space cimport LEAF_ENTRIES, Space
 from userswap.system cimport pthread_mutex_lock, pthread_mutex_unlock
 from userswap.types cimport FREE, STORED, entry_state, stored_block, stored_index
@@ -83,8 +83,8 @@ cdef void check_ended(Engine *engine) noexcept nogil:
     """When no address space is left, no entry, no live page and no pin is."""
     cdef uint32_t at
     _check_space(engine)
-    if engine.space.entries != 1:       # the entry of zeros
-        engine_stop(engine, b"leak: entries left at the end", <long>engine.space.entries - 1)
+    if engine.space.entries != ENTRIES_FOR_EVER:
+        engine_stop(engine, b"leak: entries left at the end", <long>engine.space.entries - ENTRIES_FOR_EVER)
     for at in range(engine.log.block_end):
         if engine.log.blocks[at].live != 0 or engine.log.blocks[at].pins != 0:
             engine_stop(engine, b"leak: a block left at the end", at)

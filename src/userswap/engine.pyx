@@ -13,6 +13,7 @@ from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
 from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, MAX_AREAS, log_init
 from userswap.mm cimport (
+    ENTRIES_FOR_EVER,
     MAX_CPUS,
     ROOM_EVENT,
     STOP_EVENT,
@@ -47,7 +48,7 @@ from userswap.system cimport (
     sys_reserve,
     sys_signal_eventfd,
 )
-from userswap.types cimport BLOCK_BYTES, COUNT_MAX, FILLED, PAGE_SHIFT, entry_make
+from userswap.types cimport BLOCK_BYTES, CACHED, COUNT_MAX, FILLED, PAGE_SHIFT, entry_make
 
 cdef extern from "<unistd.h>" nogil:
     int getpid()
@@ -104,6 +105,7 @@ cdef class Engine:
                 &engine.log, &engine.space, _clamp(pages >> 13, BUFFERS_MIN, BUFFERS_MAX)) != 0:
             raise EngineError("no memory for the swapper space")
         engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_MAX, 0))
+        engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_MAX, 0))
         self._add_areas(areas)
         self._open(front_pid)
 
@@ -234,7 +236,7 @@ cdef class Engine:
             "peak_resident_bytes": engine.resident_peak << PAGE_SHIFT,
             "swap_bytes": engine.log.slots_used * BLOCK_BYTES,
             "swap_peak_bytes": engine.log.slots_peak * BLOCK_BYTES,
-            "entries": engine.space.entries - 1,     # the entry of zeros is always there
+            "entries": engine.space.entries - ENTRIES_FOR_EVER,
         }
         figures.update(_counters(engine))
         for name in ("store_bytes_written", "store_writes", "store_bytes_read", "store_reads"):

@@ -170,7 +170,9 @@ cdef void _enter_one(Engine *engine, Process *process) noexcept nogil:
     cdef uint32_t mm_id = 0
     cdef int result
     pthread_mutex_lock(&engine.ptrace_lock)
+    engine.entering = True
     result = _enter(engine, process.pid, process.parent, &mm_id)
+    engine.entering = False
     pthread_mutex_unlock(&engine.ptrace_lock)
     process.tries += 1
     if result == 0:

@@ -29,7 +29,7 @@ from userswap.inject cimport (
 )
 from userswap.limit cimport room_give
 from userswap.log cimport log_clean, log_commit, log_free_slots, log_freed, log_reserve, log_write_next
-from userswap.mm cimport Mm, engine_stop, mm_next, mm_put
+from userswap.mm cimport Mm, copy_of, engine_stop, mm_next, mm_put
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
 from userswap.reclaim cimport reclaim_run
 from userswap.space cimport NO_FILL_CODE, space_allocate, space_fill_code, space_free, space_put, space_set, space_word
@@ -159,10 +159,10 @@ cdef int _allocate(Evictor *evictor, Mm *mm) noexcept nogil:
     for run in range(batch.run_count):
         for at in range(batch.runs[run].count):
             value = table_get(mm.table, batch.runs[run].page + at)
-            if engine.ksm and offset_of(value) != 0 and offset_of(value) != engine.zero_offset:
+            if engine.ksm and copy_of(engine, value) != 0 and offset_of(value) != engine.zero_offset:
                 _forget_copy(engine, mm, batch.runs[run].page + at, value)
                 value = 0
-            batch.dirty[place] = offset_of(value) == 0
+            batch.dirty[place] = copy_of(engine, value) == 0
             batch.offsets[place] = offset_of(value)
             if batch.dirty[place]:
                 batch.offsets[place] = space_allocate(&engine.space, entry_make(CACHED, 1, 0))
@@ -249,7 +249,8 @@ cdef int _move(Evictor *evictor, Mm *mm) noexcept nogil:
 
 cdef void _stopped_at(Evictor *evictor, Mm *mm, Run *run, int result) noexcept nogil:
     cdef uint64_t page = run.page + run.moved
-    if result == -ENOENT and sys_page_absent(mm.pagemap, page) == 1 and offset_of(table_get(mm.table, page)) == 0:
+    if result == -ENOENT and sys_page_absent(mm.pagemap, page) == 1 and copy_of(
+            evictor.engine, table_get(mm.table, page)) == 0:
         # MADV_FREE had given it back before we knew of the mapping, and the kernel has dropped it since.
         table_set(mm.table, page, 0)
         mm.present -= 1

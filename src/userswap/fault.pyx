@@ -20,12 +20,13 @@ from libc.string cimport memcpy
 
 from userswap.limit cimport room_awaited, room_left, room_take
 from userswap.log cimport log_free_slots, log_pin, log_read, log_unpin
-from userswap.mappings cimport mappings_unshared
+from userswap.mappings cimport mappings_protect, mappings_unshared
 from userswap.mm cimport (
     MAX_WORKERS,
     ROOM_EVENT,
     Deferred,
     Pending,
+    copy_of,
     engine_stop,
     entry_put,
     mm_forget,
@@ -44,6 +45,7 @@ from userswap.space cimport space_fill_value, space_get, space_word
 from userswap.system cimport (
     EAGAIN,
     EEXIST,
+    PRIORITY_FAULT,
     ENOENT,
     ESRCH,
     UFFD_EVENT_FORK,
@@ -110,6 +112,7 @@ cdef enum:
     STREAMING = 16          # a window from which on pages come and go in order
     KEPT_TRIAL = 1024       # pages kept before it is judged whether that is worth it
     KEPT_PAUSE = 4096       # fills without, before it is tried again
+    DEFERRED_LOOK = 256     # waiting faults among which the same one is looked for
 
 # A part of a fill: pages that lie together.
 cdef struct Segment:
@@ -137,11 +140,15 @@ cdef struct Fill:
 
 cdef void _forked(Engine *engine, Mm *mm, int uffd) noexcept nogil:
     cdef Mm *child
+    cdef bint mark = mm.present > room_left(engine)     # there might be no room for what they write to from now on
     mappings_unshared(engine, mm)
-    child = mm_fork(engine, mm, uffd)
+    child = mm_fork(engine, mm, uffd, mark)
     add_i64(&engine.counters.forks, 1)
     if child == NULL or mm_insert(engine, child) != 0:
         engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
+    elif mark:
+        mappings_protect(mm)
+        mappings_protect(child)
     sys_signal_eventfd(engine.attention)
 
 
@@ -574,19 +581,25 @@ cdef int _fill(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil
 
 # ---- write to a page whose copy was kept
 
+cdef bint _write_takes_page(Engine *engine, Mm *mm, uint32_t value) noexcept nogil:
+    """Whether a write to a present page makes a new one: where it maps the shared zero page, or may be shared with a
+    relative."""
+    return offset_of(value) != 0 and (mm.shared or offset_of(value) == engine.zero_offset)
+
+
 cdef bint _give_up_copy(Worker *worker, Mm *mm, uint64_t page, int64_t *room) noexcept nogil:
     """The page's copy is given up, so that it may be written to. False, and nothing done, where the page has no copy
-    or would need more room than there is: the shared zero page becomes memory when it is written to."""
+    (and is not marked as shared) or would need more room than there is."""
     cdef uint32_t value = table_get(mm.table, page)
     if not is_present(value) or offset_of(value) == 0:
         return False
-    if offset_of(value) == worker.engine.zero_offset:
+    if _write_takes_page(worker.engine, mm, value):
         if room[0] < 1:
             return False
         room[0] -= 1
     table_set(mm.table, page, present_value(age_of(value), 0))
     entry_put(worker.engine, offset_of(value))
-    mm.kept_broken += 1
+    mm.kept_broken += copy_of(worker.engine, value) != 0
     return True
 
 
@@ -630,9 +643,9 @@ cdef bint _is_there(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
     cdef uint32_t value = table_get(mm.table, page)
     if not mm.entered or sys_page_absent(mm.pagemap, page) != 1:
         return True
-    table_set(mm.table, page, offset_of(value))
+    table_set(mm.table, page, copy_of(engine, value))
     mm.present -= 1
-    if offset_of(value) != 0:
+    if copy_of(engine, value) != 0:
         mm.swapped += 1
     add_i64(&engine.counters.pages_vanished, 1)
     return False
@@ -656,8 +669,26 @@ cdef int _serve_once(Worker *worker, Mm *mm, uint64_t page, uint64_t flags) noex
 
 
 cdef bint _wants_room(Engine *engine, Mm *mm, uint64_t page, uint64_t flags) noexcept nogil:
-    """All faults do, but a write to a page that is present, and more than the shared zero page. Mm.lock is held."""
-    return not (flags & UFFD_PAGEFAULT_FLAG_WP) or offset_of(table_get(mm.table, page)) == engine.zero_offset
+    """All faults do, but a write to a page that is present and the program's own. Mm.lock is held."""
+    return not (flags & UFFD_PAGEFAULT_FLAG_WP) or _write_takes_page(engine, mm, table_get(mm.table, page))
+
+
+cdef bint _may_overdraw(Engine *engine, Mm *mm) noexcept nogil:
+    """Those that others wait for who are to make room: the helper, where it unshares pages, and the child of a fork
+    that is being entered. (Amid a system call a thread cannot be stopped before its fault is served.)"""
+    return mm.unsharing or (engine.entering and not mm.entered)
+
+
+cdef bint _is_deferred(Engine *engine, uint32_t mm_id, uffd_msg *message) noexcept nogil:
+    """A fault amid a system call is raised again and again once a signal is pending. deferred_lock is held."""
+    cdef uint32_t at
+    cdef uint32_t first = max(engine.deferred_first, engine.deferred_end - min(engine.deferred_end, DEFERRED_LOOK))
+    for at in range(first, engine.deferred_end):
+        if (engine.deferred[at].mm_id == mm_id
+                and engine.deferred[at].message.arg.pagefault.address == message.arg.pagefault.address
+                and engine.deferred[at].message.arg.pagefault.flags == message.arg.pagefault.flags):
+            return True
+    return False
 
 
 cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
@@ -666,7 +697,8 @@ cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef int result = -EAGAIN
     while result == -EAGAIN and not worker.engine.stopping:
         pthread_mutex_lock(&mm.lock)
-        if room_left(worker.engine) < 1 and not mm.unsharing and _wants_room(worker.engine, mm, page, flags):
+        if room_left(worker.engine) < 1 and not _may_overdraw(worker.engine, mm) and _wants_room(
+                worker.engine, mm, page, flags):
             pthread_mutex_unlock(&mm.lock)
             _defer(worker.engine, mm, message)
             return
@@ -704,6 +736,9 @@ cdef void _defer(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef uint32_t room
     cdef void *grown
     pthread_mutex_lock(&engine.deferred_lock)
+    if _is_deferred(engine, mm.id, message):
+        pthread_mutex_unlock(&engine.deferred_lock)
+        return
     if engine.deferred_end == engine.deferred_room:
         room = 2 * engine.deferred_room + 256
         grown = realloc(engine.deferred, room * sizeof(Deferred))
@@ -756,7 +791,7 @@ cdef void *_worker_main(void *argument) noexcept nogil:
     cdef Mm *mm
     sys_name_thread(b"fault")
     sys_pin_to_cpu(worker.cpu)
-    sys_prefer(0, 1)
+    sys_prefer(0, PRIORITY_FAULT)
     while not engine.stopping:
         if epoll_wait(engine.epolls[worker.cpu], &event, 1, -1) != 1:
             continue

@@ -5,9 +5,6 @@ from libc.stdint cimport uint64_t
 from userswap.inject cimport Helper
 from userswap.tracee cimport Tracee
 
-cdef enum:
-    TRACER_PRIORITY = 2     # of real time: the monitor's, and so its tracer's; of what is traced as well
-
 # Take over a clone that has not run yet, and set it off as the helper: detached, waiting at its mailbox.
 # Fills in all of `helper` but what concerns the target. 0 or -errno; on failure the clone's changes to the
 # program's memory are undone, and what `helper` holds by then is the caller's to end.

@@ -12,7 +12,7 @@ from userswap.inject cimport (
     Helper, USERSWAP_HELPER_MAILBOX, USERSWAP_HELPER_UFFD, USERSWAP_MAILBOX_MAGIC, USERSWAP_MAILBOX_SIZE,
     userswap_mailbox,
 )
-from userswap.system cimport sys_prefer
+from userswap.system cimport PRIORITY_FAULT, PRIORITY_TRACEE, sys_prefer
 from userswap.tracee cimport (
     PAGE, STEP_LIMIT_MS, Tracee, await_stop, read_memory, remote_call, set_options, user_regs_struct,
     write_memory,
@@ -86,7 +86,6 @@ cdef extern from "helper.h" nogil:
 
 cdef enum:
     HUGE_PAGE = 2 << 20
-    HELPER_PRIORITY = 1
 
 cdef struct Region:
     uint64_t start, length, code, stack, mailbox, staging, staging_length
@@ -392,7 +391,7 @@ cdef int equip(Tracee *child, Helper *helper, Region *region, int uffd, uint64_t
         rc = register_staging(helper.uffd, region)
     if rc == 0:
         describe(helper, region)
-        sys_prefer(child.tid, HELPER_PRIORITY)
+        sys_prefer(child.tid, PRIORITY_FAULT)
         rc = set_off(child, region)
     return rc
 
@@ -404,7 +403,7 @@ cdef int furnish(Tracee *child, Helper *helper, int uffd, uint64_t features, uin
     helper.pid = child.tid
     rc = first_stop(child)
     if rc == 0:
-        sys_prefer(child.tid, TRACER_PRIORITY)      # every step of ours is a wait for its turn
+        sys_prefer(child.tid, PRIORITY_TRACEE)      # every step of ours is a wait for its turn
         helper.pidfd = <int>syscall(SYS_pidfd_open, child.tid, 0)
         rc = reserve_region(child, staging_length, &region) if helper.pidfd >= 0 else -errno
     if rc == 0:

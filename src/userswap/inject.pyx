@@ -24,8 +24,8 @@ from libc.stdlib cimport strtol
 from libc.string cimport memset
 from posix.types cimport pid_t
 
-from userswap.furnish cimport TRACER_PRIORITY, furnish
-from userswap.system cimport sys_hurry, sys_schedule, sys_unhurry
+from userswap.furnish cimport furnish
+from userswap.system cimport PRIORITY_TRACEE, sys_hurry, sys_schedule, sys_unhurry
 from userswap.tracee cimport (
     PAGE, STOP_LIMIT_MS, SYSCALL_STOP, Tracee, await_stop, enter_syscall, is_event_stop, is_syscall,
     locate_syscall, now_ns, read_start, set_options, sleep_us, status_field, syscall_result, thread_state,
@@ -350,7 +350,7 @@ cdef int clone_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
 cdef int clone_in_haste(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     """Every step waits for the thread's turn on a CPU, milliseconds each where the program is busy."""
     cdef sys_schedule schedule
-    sys_hurry(victim.tid, TRACER_PRIORITY, &schedule)
+    sys_hurry(victim.tid, PRIORITY_TRACEE, &schedule)
     cdef int rc = clone_in(job, victim, child)
     sys_unhurry(victim.tid, &schedule)
     return rc

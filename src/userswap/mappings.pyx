@@ -16,8 +16,9 @@ from libc.string cimport memset, strncmp, strstr
 
 from userswap.mm cimport engine_stop, mm_forget
 from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_get, table_next, table_set
-from userswap.ranges cimport Ranges, ranges_add, ranges_end, ranges_free, ranges_hit, ranges_remove
+from userswap.ranges cimport Range, Ranges, ranges_add, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.system cimport (
+    EAGAIN,
     ESRCH,
     PAGE_IS_PFNZERO,
     PAGE_IS_WRITTEN,
@@ -154,6 +155,19 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     if result != 0:
         engine_stop(engine, b"no memory for a page table", 0)
     fclose(smaps)
+
+
+cdef void mappings_protect(Mm *mm) noexcept nogil:
+    """Write-protects all that is present: a write to what a fork has left shared is told from now on. What cannot be
+    now, as an event is under way, is wanted later. Mm.lock is held."""
+    cdef uint32_t at
+    cdef Range *part
+    mm.protect_wanted = False
+    for at in range(mm.ranges.count):
+        part = &mm.ranges.items[at]
+        if sys_uffd_protect(mm.uffd, part.start << PAGE_SHIFT, (part.end - part.start) << PAGE_SHIFT) == -EAGAIN:
+            mm.protect_wanted = True
+            return
 
 
 cdef int _registered(Mm *mm, Ranges *registered) noexcept nogil:

@@ -12,6 +12,7 @@ from userswap.readahead cimport Streams
 from userswap.space cimport Space
 from userswap.system cimport pthread_mutex_t, pthread_t, uffd_msg
 from userswap.processes cimport Tree
+from userswap.types cimport offset_of
 
 cdef enum:
     MAX_MMS = 4096
@@ -19,6 +20,7 @@ cdef enum:
     MAX_WORKERS = 512
     REASON_BYTES = 256
     MAX_LEFT_ALONE = 64
+    ENTRIES_FOR_EVER = 2    # zero_offset, shared_offset
     STOP_EVENT = 0          # what an epoll reports that is no mm's id
     ROOM_EVENT = 0x7FFFFFFF
 
@@ -60,6 +62,7 @@ cdef struct Mm:
     bint dead               # the address space is gone
     bint rescan             # mappings have changed: look for new ones
     bint shared             # it forked or was forked: pages may be shared copy-on-write
+    bint protect_wanted     # pages marked as shared are still to be write-protected
     Helper helper
     PageTable *table
     Ranges ranges           # registered
@@ -149,9 +152,11 @@ cdef struct Engine:
     int worker_count
     uint32_t window_most    # pages that one fault brings at most
     uint32_t zero_offset    # an entry of zeros for ever, for pages that map the shared zero page
+    uint32_t shared_offset  # an entry of nothing for ever, for pages shared since a fork
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
     bint evictor_over       # the writer may end
+    bint entering           # a process is being entered
     bint ksm                # the kernel merges pages, which takes our write protection from them
     uint64_t ksm_looked_at
     bint checking           # run the invariant checks (tests)
@@ -176,7 +181,11 @@ cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil
 cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil
 cdef void mm_removed(Mm *mm, uint64_t page, uint64_t count) noexcept nogil
 cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil
-cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil
+cdef inline uint32_t copy_of(Engine *engine, uint32_t value) noexcept nogil:
+    """The offset whose entry holds a true copy of a present page, or 0."""
+    return 0 if offset_of(value) == engine.shared_offset else offset_of(value)
+
+cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd, bint mark) noexcept nogil
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil
 

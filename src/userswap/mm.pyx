@@ -184,6 +184,7 @@ cdef struct _Change:
     Mm *other
     uint64_t shift
     int64_t discarded
+    uint32_t mark
 
 
 cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
@@ -262,6 +263,9 @@ cdef void _fork_values(void *context, uint64_t page, uint32_t *values, uint64_t 
             continue
         if is_busy(value):
             value = offset_of(value)
+        elif is_present(value) and offset_of(value) == 0:
+            value |= change.mark
+            values[at] = value
         if table_set(change.other.table, page + at, value) != 0:
             engine_stop(change.engine, b"no memory for a page table", 0)
             break
@@ -287,11 +291,12 @@ cdef void _forget_unshared(Engine *engine, Mm *parent, Mm *child) noexcept nogil
         mm_forget(engine, child, part.start, part.end - part.start)
 
 
-cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil:
+cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd, bint mark) noexcept nogil:
     """The child of a fork shares the parent's entries by count. NULL without memory.
 
     From the fork until its event is read the kernel lets nothing move in the parent, so that its page table
-    now is what it was at the fork. The helper's own areas are not in the child."""
+    now is what it was at the fork. The helper's own areas are not in the child. With `mark` all that is present in
+    both is marked as shared; the caller is to write-protect it."""
     cdef Mm *child = mm_make(engine, uffd, 0)
     cdef _Change change
     if child == NULL:
@@ -304,6 +309,7 @@ cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd) noexcept nogil:
     change.engine = engine
     change.mm = parent
     change.other = child
+    change.mark = engine.shared_offset if mark else 0
     table_visit(parent.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _fork_values, &change)
     _forget_unshared(engine, parent, child)
     return child

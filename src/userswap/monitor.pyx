@@ -11,12 +11,15 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck, room_sampled
-from userswap.mappings cimport mappings_promote, mappings_register
+from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
 from userswap.system cimport (
+    PRIORITY_MONITOR,
     load_i64,
     pthread_create,
     pthread_join,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
     sys_name_thread,
     sys_now_us,
     sys_poll_in,
@@ -84,8 +87,8 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
     mm_put(engine, mm)
 
 
-cdef void _end_dead(Engine *engine) noexcept nogil:
-    """Address spaces that no process has any more. The userfaultfd tells, whoever shared them."""
+cdef void _look_at_mms(Engine *engine) noexcept nogil:
+    """Ends address spaces that no process has any more: the userfaultfd tells, whoever shared them."""
     cdef uint32_t position = 0
     cdef Mm *mm
     while True:
@@ -95,6 +98,10 @@ cdef void _end_dead(Engine *engine) noexcept nogil:
         if not mm.entered and not sys_uffd_alive(mm.uffd):
             mm_end(engine, mm)
             sys_signal_eventfd(engine.attention)
+        elif mm.protect_wanted:
+            pthread_mutex_lock(&mm.lock)
+            mappings_protect(mm)
+            pthread_mutex_unlock(&mm.lock)
         mm_put(engine, mm)
 
 
@@ -144,7 +151,7 @@ cdef bint _tick(Engine *engine) noexcept nogil:
     for at in range(engine.tree.count):
         _look_at_process(engine, &engine.tree.processes[at], near)
     tree_forget_gone(&engine.tree)
-    _end_dead(engine)
+    _look_at_mms(engine)
     room_check_stuck(engine)
     if engine.checking and engine.tree.ticks % CHECK_EVERY == 0:
         check_running(engine)
@@ -162,7 +169,7 @@ cdef void *_monitor_main(void *argument) noexcept nogil:
     cdef Engine *engine = <Engine *>argument
     cdef bint near
     sys_name_thread(b"monitor")
-    sys_prefer(0, 2)
+    sys_prefer(0, PRIORITY_MONITOR)
     while not engine.stopping:
         near = _tick(engine)
         sys_poll_in(engine.stop_event, _interval_us(engine, near))

@@ -295,6 +295,8 @@ static inline void sys_name_thread(const char *name)
 	pthread_setname_np(pthread_self(), name);
 }
 
+enum { PRIORITY_TRACEE = 1, PRIORITY_FAULT, PRIORITY_MONITOR };
+
 /* Real-time priority for a thread (0: this one) that runs briefly and must run in time: on a busy CPU it would
  * wait milliseconds for its turn. Without the right to it, nothing. What it starts inherits it. */
 static inline void sys_prefer(pid_t tid, int priority)

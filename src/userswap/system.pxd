@@ -127,6 +127,8 @@ cdef extern from "system.h" nogil:
     int sys_open_proc(pid_t, const char *)
     void sys_pin_to_cpu(int)
     void sys_name_thread(const char *)
+    # Real-time priorities, higher first. A thread that is traced may spin in a fault of its own until it is served.
+    const int PRIORITY_TRACEE, PRIORITY_FAULT, PRIORITY_MONITOR
     void sys_prefer(pid_t, int)
     ctypedef struct sys_schedule "struct sys_schedule":
         pass

@@ -33,6 +33,8 @@ cdef extern from *:
     int clock_gettime(int clock, timespec *now) nogil
     int nanosleep(const timespec *duration, timespec *left) nogil
     int sched_yield() nogil
+    const int _SC_NPROCESSORS_ONLN
+    long sysconf(int) nogil
 
     const int O_CLOEXEC, O_RDONLY
     int open(const char *path, int flags) nogil
@@ -193,6 +195,7 @@ cdef int await_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
     cheap, as a tracee stops within microseconds, while being woken from another CPU takes a hundred."""
     cdef siginfo_t info
     cdef uint64_t start = now_ns(), waited
+    cdef bint yielding = sysconf(_SC_NPROCESSORS_ONLN) > 1     # else it could not run while we look
     while True:
         info.si_pid = 0
         if waitid(P_PID, tid, &info, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL | __WNOTHREAD) < 0:
@@ -205,7 +208,7 @@ cdef int await_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
         waited = now_ns() - start
         if waited > limit_ms * 1000000:
             return -EAGAIN
-        if waited < 1000000:
+        if waited < 1000000 and yielding:
             sched_yield()
         else:
             sleep_us(100)

@@ -10,6 +10,8 @@ Page value (32 bits, one per page of each mm, under Mm.lock)
     0                       NONE      nothing known: a fault is answered with zeros
     PRESENT | age           present, no copy kept
     PRESENT | age | offset  present and clean: write-protected, its entry still holds a true copy
+    PRESENT | age | shared  present, no copy kept, shared since a fork and write-protected: a write to it
+                            takes a page more
     offset                  swapped
     BUSY | offset           swapped, one thread is filling it (others drop the fault: its end wakes them)
   Bit 31 is PRESENT; with it, bits 28-30 are the age, how many passes of reclaim the page survives; without
