@@ -37,7 +37,8 @@ def test_no_wrong_byte(
 ) -> None:
     seconds = max(5, round(SECONDS / len(ROUNDS)))
     command = [programs("torture"), *map(str, (seconds, mib, threads, processes, seed))]
-    run = userswap(command, ram, timeout=4 * seconds + 180)
+    # With the engine's own checks of its invariants.
+    run = userswap(command, ram, timeout=4 * seconds + 180, env={"USERSWAP_CHECK": "1"})
     assert run.stdout.endswith(b"ok\n"), run.describe()
     counts = json.loads(run.stdout.splitlines()[0])
     assert not {name for name in OPERATIONS if not counts[name]}, counts

@@ -458,7 +458,8 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
     cdef Batch *batch = &evictor.batch
     cdef int result = 0
     cdef uint32_t at
-    if mm.staging_used + (<uint64_t>BATCH_PAGES << PAGE_SHIFT) > mm.helper.staging_length:
+    if (mm.staging_used + (<uint64_t>BATCH_PAGES << PAGE_SHIFT) > mm.helper.staging_length
+            or load_i64(&engine.resident) > engine.high):
         _drop(evictor, mm)
     pthread_mutex_lock(&mm.lock)
     if mm.dead or mm.helper_failed:
@@ -488,6 +489,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
         add_u32(&engine.evict_done, 1)
         sys_futex_wake(&engine.evict_done)
     if evictor.unshare_count > 0 and not mm.helper_failed:
+        _drop(evictor, mm)
         _unshare(evictor, mm)
         return True
     return batch.moved > 0 or result == -EAGAIN

@@ -12,6 +12,7 @@ cdef struct Process:
     pid_t parent
     int statm               # /proc/PID/statm, kept open
     int64_t anonymous       # pages
+    int64_t measured        # `anonymous` when `shared` was measured
     int64_t shared          # ... of them counted for a relative as well (copy-on-write after a fork)
     uint64_t mapped         # total_vm, pages
     uint32_t mm_id          # 0: not entered

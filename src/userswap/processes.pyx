@@ -211,6 +211,7 @@ cdef int64_t tree_pages(Tree *tree) noexcept nogil:
 cdef void tree_sample(Tree *tree) noexcept nogil:
     """Looks at each process. Marks what is gone."""
     cdef uint32_t at
+    cdef uint64_t now = sys_now_us()
     cdef Process *process
     for at in range(tree.count):
         process = &tree.processes[at]
@@ -220,6 +221,8 @@ cdef void tree_sample(Tree *tree) noexcept nogil:
             process.gone = True
             tree.shared_next = 0
             continue
+        if now - process.found_at < SHARED_EVERY_US and process.anonymous - process.measured > SHARED_WORTH:
+            tree.shared_next = 0        # the page tables of a fork are being copied
         if process.shares:
             process.shares = sys_same_memory(process.pid, process.parent) == 1
             if not process.shares:
@@ -263,6 +266,7 @@ cdef void tree_measure_shared(Tree *tree) noexcept nogil:
         process = &tree.processes[at]
         if not process.gone and not process.shares and process.anonymous > SHARED_WORTH:
             process.shared = _shared_pages(process.pid)
+            process.measured = process.anonymous
             # A young one may have been in the middle of its fork.
             any = any or process.shared > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
     tree.shared_next = now + SHARED_EVERY_US
