@@ -19,7 +19,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
 from userswap.limit cimport room_awaited, room_left, room_take
-from userswap.log cimport log_free_slots, log_pin, log_read, log_unpin
+from userswap.log cimport log_free_slots, log_pin, log_read_later, log_unpin
 from userswap.mappings cimport mappings_protect, mappings_unshared
 from userswap.mm cimport (
     MAX_WORKERS,
@@ -46,6 +46,7 @@ from userswap.system cimport (
     EAGAIN,
     EEXIST,
     PRIORITY_FAULT,
+    SYS_READS_MAX,
     ENOENT,
     ESRCH,
     UFFD_EVENT_FORK,
@@ -69,6 +70,13 @@ from userswap.system cimport (
     sys_pagemap_guard,
     sys_pin_to_cpu,
     sys_prefer,
+    sys_cpu_to_spare,
+    sys_now_us,
+    sys_poll_in,
+    sys_reads_deinit,
+    sys_reads_finish,
+    sys_reads_init,
+    sys_reads_start,
     sys_release,
     sys_reserve,
     sys_signal_eventfd,
@@ -108,10 +116,11 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     THREADS_A_CPU = 2
     SEGMENTS = 64           # pieces that one fill is put together from
-    AREA_READS = 8          # ... of them read from an area
     STREAMING = 16          # a window from which on pages come and go in order
     KEPT_TRIAL = 1024       # pages kept before it is judged whether that is worth it
     KEPT_PAUSE = 4096       # fills without, before it is tried again
+    SOON_US = 60            # a fault after which the next one comes so soon is waited for
+    EAGER_TURNS = 4         # ... unless so many times none came
     DEFERRED_LOOK = 256     # waiting faults among which the same one is looked for
 
 # A part of a fill: pages that lie together.
@@ -350,7 +359,7 @@ cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) n
         if entry_state(word) == STORED:
             data = log_pin(&engine.log, stored_block(word))
             if data == NULL:
-                if fill.area_reads == AREA_READS:
+                if fill.area_reads == SYS_READS_MAX:
                     log_unpin(&engine.log, stored_block(word))
                     return False
                 fill.area_reads += 1
@@ -369,6 +378,34 @@ cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) n
     return True
 
 
+cdef uint64_t _lowest(Engine *engine, Mm *mm, uint64_t page, uint64_t low) noexcept nogil:
+    """From where on, not below `low`, the pages up to `page` can be taken together: all are swapped and they lie in
+    few enough places."""
+    cdef uint64_t at = page
+    cdef uint64_t word, above
+    cdef uint32_t value
+    cdef uint32_t places = 1
+    pthread_mutex_lock(&engine.space.lock)
+    above = space_word(&engine.space, offset_of(table_get(mm.table, page)))
+    while at > low:
+        value = table_get(mm.table, at - 1)
+        if not is_swapped(value):
+            break
+        word = space_word(&engine.space, offset_of(value))
+        if entry_state(word) == CACHED:
+            break
+        if entry_state(word) != entry_state(above) or (entry_state(word) == STORED and (
+                stored_block(word) != stored_block(above) or stored_index(word) + 1 != stored_index(above))) or (
+                entry_state(word) == FILLED and entry_payload(word) != entry_payload(above)):
+            places += 1
+            if places > SYS_READS_MAX:
+                break
+        above = word
+        at -= 1
+    pthread_mutex_unlock(&engine.space.lock)
+    return at
+
+
 cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fill) noexcept nogil:
     """Plans to bring in the page and those beside it. False when the page is just being evicted."""
     cdef Engine *engine = worker.engine
@@ -379,8 +416,7 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
     cdef uint32_t value
     cdef bint planned = True
     # A downward window starts where the run of swapped pages below the fault does.
-    while low > window.start and page - low + 1 < most and is_swapped(table_get(mm.table, low - 1)):
-        low -= 1
+    low = _lowest(engine, mm, page, max(window.start, page + 1 - min(most, page + 1)))
     most = min(most, window.start + window.count - low)
     most = _unguarded(mm, low, page, <uint32_t>most)
     if most == 0:
@@ -461,7 +497,23 @@ cdef int _load_segment(Worker *worker, Segment *segment) noexcept nogil:
     if segment.data != NULL:
         memcpy(into, segment.data + <uint64_t>segment.index * PAGE_BYTES, length)
         return 0
-    return log_read(&worker.engine.log, segment.block, segment.index, segment.count, into)
+    return log_read_later(&worker.engine.log, &worker.reads, segment.block, segment.index, segment.count, into)
+
+
+cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
+    """Puts the bytes together in the worker's buffer: what is in memory while the areas are being read."""
+    cdef uint32_t at
+    cdef int turn, error
+    cdef int result = 0
+    for turn in range(2):
+        for at in range(fill.segments):
+            if (fill.segment[at].state == STORED and fill.segment[at].data == NULL) == (turn == 0):
+                error = _load_segment(worker, &fill.segment[at])
+                result = error if error != 0 else result
+        if turn == 0:
+            sys_reads_start(&worker.reads)
+    error = <int>sys_reads_finish(&worker.reads)
+    return error if error != 0 else result
 
 
 # ---- fill: putting pages in place, with Mm.lock held
@@ -560,11 +612,9 @@ cdef int _fill(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil
         return -EAGAIN
     readahead_done(&mm.fills, &window)
     pthread_mutex_unlock(&mm.lock)
-    for at in range(fill.segments):
-        result = _load_segment(worker, &fill.segment[at])
-        if result != 0:
-            engine_stop(engine, b"swapped memory could not be read back: error", result)
-            break
+    result = _load(worker, &fill)
+    if result != 0:
+        engine_stop(engine, b"swapped memory could not be read back: error", result)
     pthread_mutex_lock(&mm.lock)
     if result == 0:
         if not _put_in_place(worker, mm, &fill):
@@ -717,17 +767,39 @@ cdef void _serve_pending(Worker *worker, Mm *mm) noexcept nogil:
         _serve(worker, mm, &message)
 
 
+cdef bint _more_soon(Worker *worker, Mm *mm) noexcept nogil:
+    """Waits a moment for the next message where they have followed each other and some CPU is idle, so that nobody
+    else needs this one: to be woken for it takes twice as long."""
+    cdef uint64_t start = sys_now_us()
+    cdef uint32_t turn = 1
+    while worker.eager > 0 and sys_now_us() - start < SOON_US:
+        if sys_poll_in(mm.uffd, 0):
+            return True
+        if turn % 16 == 0 and not sys_cpu_to_spare(&worker.reads):
+            return False
+        turn += 1
+    worker.eager -= worker.eager > 0
+    return False
+
+
 cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
     """Reads and serves until nothing is left: the descriptor is watched for edges."""
     cdef uffd_msg message
     cdef int found = 1
-    while found and not worker.engine.stopping:
+    cdef bint any = False
+    while not worker.engine.stopping:
         pthread_mutex_lock(&mm.lock)
         found = _read_message(worker.engine, mm, &message)
         pthread_mutex_unlock(&mm.lock)
         if found:
+            if not any and sys_now_us() - worker.served_at < SOON_US:
+                worker.eager = EAGER_TURNS
+            any = True
             _serve(worker, mm, &message)
             _serve_pending(worker, mm)
+            worker.served_at = sys_now_us()
+        elif not any or not _more_soon(worker, mm):
+            return
 
 
 # ---- faults that wait for room
@@ -792,6 +864,7 @@ cdef void *_worker_main(void *argument) noexcept nogil:
     sys_name_thread(b"fault")
     sys_pin_to_cpu(worker.cpu)
     sys_prefer(0, PRIORITY_FAULT)
+    sys_reads_init(&worker.reads)
     while not engine.stopping:
         if epoll_wait(engine.epolls[worker.cpu], &event, 1, -1) != 1:
             continue
@@ -802,6 +875,7 @@ cdef void *_worker_main(void *argument) noexcept nogil:
         if mm != NULL:
             _serve_all(worker, mm)
             mm_put(engine, mm)
+    sys_reads_deinit(&worker.reads)
     return NULL
 
 

@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from userswap.space cimport Space
 from userswap.stores cimport Store
-from userswap.system cimport pthread_mutex_t
+from userswap.system cimport pthread_mutex_t, sys_reads
 
 cdef enum:
     MAX_AREAS = 16
@@ -69,6 +69,8 @@ cdef void log_freed(Log *log, uint64_t word) noexcept nogil
 cdef uint8_t *log_pin(Log *log, uint32_t block) noexcept nogil
 cdef void log_unpin(Log *log, uint32_t block) noexcept nogil
 cdef int log_read(Log *log, uint32_t block, uint32_t index, uint32_t count, uint8_t *into) noexcept nogil
+cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t index, uint32_t count,
+                        uint8_t *into) noexcept nogil
 cdef int log_write_next(Log *log) noexcept nogil
 cdef int log_clean(Log *log, uint8_t *scratch) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil

@@ -286,6 +286,14 @@ cdef int log_read(Log *log, uint32_t block, uint32_t index, uint32_t count, uint
     return area.read(area, b.slot, <uint64_t>index * PAGE_BYTES, <uint64_t>count * PAGE_BYTES, into)
 
 
+cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t index, uint32_t count,
+                        uint8_t *into) noexcept nogil:
+    """As log_read, but the bytes are there only after sys_reads_finish."""
+    cdef Block *b = &log.blocks[block]
+    cdef Store *area = &log.areas[b.area]
+    return area.read_later(area, reads, b.slot, <uint64_t>index * PAGE_BYTES, <uint64_t>count * PAGE_BYTES, into)
+
+
 # ---- writing
 
 cdef int _write_block(Log *log, uint32_t at) noexcept nogil:

@@ -10,7 +10,7 @@ from userswap.pagetable cimport PageTable
 from userswap.ranges cimport Ranges
 from userswap.readahead cimport Streams
 from userswap.space cimport Space
-from userswap.system cimport pthread_mutex_t, pthread_t, uffd_msg
+from userswap.system cimport pthread_mutex_t, pthread_t, sys_reads, uffd_msg
 from userswap.processes cimport Tree
 from userswap.types cimport offset_of
 
@@ -105,6 +105,9 @@ cdef struct Worker:
     Engine *engine
     int cpu
     uint8_t *buffer         # WINDOW_MAX pages
+    sys_reads reads
+    uint64_t served_at      # us: when it last had nothing left to serve
+    int eager               # turns in which it looks for the next fault before it sleeps
     Pending pending
 
 cdef struct Engine:

@@ -7,9 +7,14 @@ in use is not the store's business: the log (log.pyx) hands slots out.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from userswap.system cimport sys_reads
+
 cdef struct Store:
     int (*write)(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil
     int (*read)(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil
+    # Begins a read that sys_reads_finish ends; `reads` has room for one more.
+    int (*read_later)(Store *store, sys_reads *reads, uint32_t slot, uint64_t at, uint64_t length,
+                      uint8_t *into) noexcept nogil
     void (*discard)(Store *store, uint32_t slot) noexcept nogil
     uint32_t slots              # size, in blocks
     int fd

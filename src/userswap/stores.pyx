@@ -10,6 +10,8 @@ from userswap.system cimport (
     sys_discard,
     sys_pread_all,
     sys_pwrite_all,
+    sys_reads,
+    sys_reads_add,
     sys_release,
     sys_reserve,
 )
@@ -32,6 +34,14 @@ cdef int _file_read(Store *store, uint32_t slot, uint64_t at, uint64_t length, u
     return result
 
 
+cdef int _file_read_later(Store *store, sys_reads *reads, uint32_t slot, uint64_t at, uint64_t length,
+                          uint8_t *into) noexcept nogil:
+    sys_reads_add(reads, store.fd, into, length, <uint64_t>slot * BLOCK_BYTES + at)
+    add_i64(&store.reads, 1)
+    add_i64(&store.bytes_read, <int64_t>length)
+    return 0
+
+
 cdef void _file_discard(Store *store, uint32_t slot) noexcept nogil:
     sys_discard(store.fd, <uint64_t>slot * BLOCK_BYTES, BLOCK_BYTES)
 
@@ -43,6 +53,7 @@ cdef int file_store_init(Store *store, int fd, uint64_t size) noexcept nogil:
         return -EINVAL
     store.write = _file_write
     store.read = _file_read
+    store.read_later = _file_read_later
     store.discard = _file_discard
     store.fd = fd
     store.slots = <uint32_t>(size // BLOCK_BYTES)

@@ -105,6 +105,16 @@ cdef extern from "system.h" nogil:
     void *sys_reserve(size_t)
     void sys_release(void *, size_t)
     long sys_pread_all(int, void *, size_t, uint64_t)
+    enum:
+        SYS_READS_MAX
+    ctypedef struct sys_reads "struct sys_reads":
+        uint32_t count
+    void sys_reads_init(sys_reads *)
+    void sys_reads_deinit(sys_reads *)
+    void sys_reads_add(sys_reads *, int, void *, uint64_t, uint64_t)
+    void sys_reads_start(sys_reads *)
+    long sys_reads_finish(sys_reads *)
+    bint sys_cpu_to_spare(const sys_reads *)
     long sys_pwrite_all(int, const void *, size_t, uint64_t)
     void sys_discard(int, uint64_t, uint64_t)
     long sys_read_process(pid_t, void *, uint64_t, size_t)
@@ -122,7 +132,7 @@ cdef extern from "system.h" nogil:
     int sys_process_dead(int)
     int sys_uffd_alive(int)
     int sys_uffd_settled(int)
-    void sys_poll_in(int, uint64_t)
+    bint sys_poll_in(int, uint64_t)
     long sys_read_small(int, char *, size_t)
     int sys_open_proc(pid_t, const char *)
     void sys_pin_to_cpu(int)
