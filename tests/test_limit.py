@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The limit is hard: a program that fills memory faster than any disk waits, it does not overshoot."""
 
+from pathlib import Path
+
 import pytest
 
 from support import MIB, TOLERANCE, Programs, Runner
@@ -17,6 +19,21 @@ def test_fast_fill_stays_under_the_limit(userswap: Runner, programs: Programs, t
     assert run.sampled.peak_bytes <= RAM * TOLERANCE, run.describe()
     # And the limit is used: a program that was held far below it would be swapped for nothing.
     assert run.sampled.peak_bytes >= RAM * 0.7, run.describe()
+
+
+def test_an_area_that_is_just_large_enough(userswap: Runner, programs: Programs, tmp_path: Path) -> None:
+    """Copies that are kept of clean pages, and dead pages in blocks, give way to what must be swapped."""
+    command = [programs("reread"), "256", "40000"]
+    run = userswap(command, RAM, swap=[f"{tmp_path}:216M"], env={"USERSWAP_CHECK": "1"})
+    assert run.stats["blocks_cleaned"] > 0, run.describe()
+    assert run.stats["swap_peak_bytes"] > 200 * MIB, run.describe()
+
+
+def test_an_area_that_is_too_small_ends_the_program_with_a_reason(
+    userswap: Runner, programs: Programs, tmp_path: Path
+) -> None:
+    run = userswap([programs("reread"), "256", "40000"], RAM, status=125, swap=[f"{tmp_path}:128M"])
+    assert run.stderr == b"userswap: the swap areas are full\n", run.describe()
 
 
 def test_peak_in_the_statistics_is_what_is_seen_from_outside(userswap: Runner, programs: Programs) -> None:

@@ -13,7 +13,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.types cimport pid_t
 
-from userswap.fault cimport mm_drain
+from userswap.events cimport events_drain
 from userswap.inject cimport Helper, helper_end, helper_inject
 from userswap.mappings cimport mappings_register, mappings_verify
 from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
@@ -87,7 +87,7 @@ cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     for _turn in range(VERIFY_TRIES):
         if result != 0 or mappings_verify(engine, mm):
             return result
-        mm_drain(engine, mm, NULL)
+        events_drain(engine, mm, NULL)
         sys_sleep_us(100)
     mm.pid = 0
     mm_leave(engine, mm)        # it changes its mappings all the time; served, but not evicted

@@ -19,7 +19,7 @@ A clean page needs no step 2: its entry still holds it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from userswap.fault cimport mm_drain
+from userswap.events cimport events_drain
 from userswap.inject cimport (
     USERSWAP_DROP,
     USERSWAP_MOVE,
@@ -29,8 +29,8 @@ from userswap.inject cimport (
 )
 from userswap.limit cimport room_give
 from userswap.log cimport log_clean, log_commit, log_free_slots, log_freed, log_reserve, log_write_next
-from userswap.mm cimport Mm, copy_of, engine_stop, mm_next, mm_put
-from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
+from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
+from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set, table_visit
 from userswap.reclaim cimport reclaim_run
 from userswap.space cimport NO_FILL_CODE, space_allocate, space_fill_code, space_free, space_put, space_set, space_word
 from userswap.system cimport (
@@ -64,8 +64,10 @@ from userswap.types cimport (
     FILLED,
     PAGE_BYTES,
     PAGE_SHIFT,
+    age_of,
     entry_count,
     entry_make,
+    is_present,
     offset_of,
     present_value,
 )
@@ -75,6 +77,7 @@ cdef enum:
     BATCH_RUNS = 64
     UNSHARE_RUNS = 8
     SLOTS_SPARE = 4         # blocks that cleaning needs to work in
+    CLEAN_TURNS = 1000      # waits for a block that is in use
     CLEAN_GAIN = 16         # dead pages that a block must have for cleaning to help
 
 cdef struct Run:
@@ -96,6 +99,10 @@ cdef struct Batch:
 cdef struct Unshare:
     uint64_t page
     uint32_t count
+
+cdef struct Forgetting:
+    Engine *engine
+    int64_t copies
 
 cdef struct Evictor:
     Engine *engine
@@ -478,7 +485,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
             _space_exhausted(engine, result)
     pthread_mutex_unlock(&mm.lock)
     if result == -EAGAIN:
-        mm_drain(engine, mm, NULL)
+        events_drain(engine, mm, NULL)
     elif result != 0:
         mm.helper_failed = True     # the monitor finds out why; faults are served all the same
     for at in range(batch.run_count):
@@ -499,13 +506,51 @@ cdef bint _wanted(Engine *engine) noexcept nogil:
     return load_i64(&engine.resident) > engine.low and not engine.stopping
 
 
+cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef Forgetting *forgetting = <Forgetting *>context
+    cdef Engine *engine = forgetting.engine
+    cdef uint64_t at
+    for at in range(count):
+        if (not is_present(values[at]) or copy_of(engine, values[at]) == 0
+                or offset_of(values[at]) == engine.zero_offset):
+            continue
+        entry_put(engine, offset_of(values[at]))
+        values[at] = present_value(age_of(values[at]), 0)       # still write-protected: one fault more
+        forgetting.copies += 1
+
+
+cdef int64_t _forget_copies(Engine *engine) noexcept nogil:
+    """Gives up the copies that are kept of present pages, as they take the place of what must be swapped. How many
+    there were."""
+    cdef Forgetting forgetting
+    cdef uint32_t position = 0
+    cdef Mm *mm
+    forgetting.engine = engine
+    forgetting.copies = 0
+    while True:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            return forgetting.copies
+        pthread_mutex_lock(&mm.lock)
+        table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _forget_values, &forgetting)
+        pthread_mutex_unlock(&mm.lock)
+        mm_put(engine, mm)
+
+
 cdef void _make_slots(Evictor *evictor) noexcept nogil:
-    """Cleans until there are slots to write to."""
+    """Cleans until there are slots to write to. The copies of pages that are present go first, as soon as cleaning
+    alone would gain too little."""
     cdef Engine *engine = evictor.engine
     cdef int gained
+    cdef int turns = 0
     while log_free_slots(&engine.log) < SLOTS_SPARE and not engine.stopping:
         gained = log_clean(&engine.log, evictor.scratch)
-        if gained < CLEAN_GAIN:
+        if gained == -EAGAIN and turns < CLEAN_TURNS:
+            turns += 1
+            sys_sleep_us(200)
+        elif gained < CLEAN_GAIN and _forget_copies(engine) > 0:
+            continue
+        elif gained < CLEAN_GAIN:
             if log_free_slots(&engine.log) == 0:
                 _space_exhausted(engine, -ENOSPC if gained >= 0 else gained)
                 sys_sleep_us(100000)

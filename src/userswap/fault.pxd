@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Faults: the threads that answer them, and the events that come on the same descriptors."""
+"""Faults: the threads that answer them."""
 
 from libc.stdint cimport uint64_t
 
@@ -7,4 +7,3 @@ from userswap.mm cimport Engine, Mm, Worker
 
 cdef int workers_start(Engine *engine) noexcept nogil
 cdef void workers_stop(Engine *engine) noexcept nogil
-cdef bint mm_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from userswap.space cimport LEAF_ENTRIES, space_set, space_word
 from userswap.stores cimport store_deinit
 from userswap.system cimport (
+    EAGAIN,
     ECANCELED,
     ENOMEM,
     ENOSPC,
@@ -365,15 +366,20 @@ cdef int log_write_next(Log *log) noexcept nogil:
 
 # ---- cleaning
 
-cdef uint32_t _emptiest(Log *log) noexcept nogil:
-    """Pins and returns the stored block with the fewest live pages, or NO_BLOCK."""
+cdef uint32_t _emptiest(Log *log, bint *busy) noexcept nogil:
+    """Pins and returns the stored block with the fewest live pages, or NO_BLOCK. *busy: a block that is being read
+    or written has fewer."""
     cdef uint32_t at
     cdef uint32_t best = NO_BLOCK
+    cdef uint32_t fewest = BLOCK_PAGES
     pthread_mutex_lock(&log.lock)
     for at in range(log.block_end):
-        if log.blocks[at].state == BLOCK_STORED and log.blocks[at].pins == 0 and (
-                best == NO_BLOCK or log.blocks[at].live < log.blocks[best].live):
-            best = at
+        if log.blocks[at].state == BLOCK_STORED and log.blocks[at].pins == 0:
+            if best == NO_BLOCK or log.blocks[at].live < log.blocks[best].live:
+                best = at
+        elif log.blocks[at].state == BLOCK_STORED or log.blocks[at].state == BLOCK_WRITING:
+            fewest = min(fewest, log.blocks[at].live)
+    busy[0] = fewest < (log.blocks[best].live if best != NO_BLOCK else BLOCK_PAGES)
     if best != NO_BLOCK:
         log.blocks[best].pins += 1
     pthread_mutex_unlock(&log.lock)
@@ -410,13 +416,14 @@ cdef int log_clean(Log *log, uint8_t *scratch) noexcept nogil:
     """Empties the block with the fewest live pages, by packing these again; `scratch` holds a block.
 
     Returns the number of pages that were dead in it (what is gained; 0 means that cleaning cannot help), or
-    -errno. Called by the thread that packs, without any lock."""
-    cdef uint32_t at = _emptiest(log)
+    -errno, -EAGAIN where a better block was just in use. Called by the thread that packs, without any lock."""
+    cdef bint busy
+    cdef uint32_t at = _emptiest(log, &busy)
     cdef uint32_t index, dead
     cdef uint8_t *data
     cdef int result = 0
     if at == NO_BLOCK:
-        return 0
+        return -EAGAIN if busy else 0
     dead = BLOCK_PAGES - log.blocks[at].live
     data = log.blocks[at].data      # stays: the block is pinned
     if dead > 0 and data == NULL:
@@ -428,4 +435,6 @@ cdef int log_clean(Log *log, uint8_t *scratch) noexcept nogil:
                 break
             result = _move_page(log, at, index, data + <uint64_t>index * PAGE_BYTES)
     log_unpin(log, at)
+    if result == 0 and dead == 0 and busy:
+        return -EAGAIN
     return result if result != 0 else <int>dead

@@ -16,6 +16,7 @@ from userswap.types cimport offset_of
 
 cdef enum:
     MAX_MMS = 4096
+    WHOLE_TABLE_BITS = 35   # pages of the user's half of an address space
     MAX_CPUS = 256
     MAX_WORKERS = 512
     REASON_BYTES = 256

@@ -33,9 +33,6 @@ from userswap.types cimport is_busy, is_present, offset_of
 cdef extern from "<unistd.h>" nogil:
     int close(int)
 
-cdef enum:
-    WHOLE_TABLE_BITS = 35
-
 
 # ---- references and the table of mms
 

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Events of the program, on the descriptor on which its faults come.
+
+An event is read and applied under Mm.lock, and what is decided from a page table is carried out under the same
+hold of it. While an event is in the queue, not read, the kernel refuses to copy or to move (EAGAIN): whoever
+meets that calls events_drain and looks again.
+"""
+
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport realloc
+
+from userswap.limit cimport room_left
+from userswap.mappings cimport mappings_protect, mappings_unshared
+from userswap.mm cimport Pending, engine_stop, mm_forget, mm_fork, mm_insert, mm_move, mm_removed
+from userswap.ranges cimport ranges_add, ranges_hit, ranges_remove
+from userswap.system cimport (
+    EAGAIN,
+    UFFD_EVENT_FORK,
+    UFFD_EVENT_PAGEFAULT,
+    UFFD_EVENT_REMAP,
+    UFFD_EVENT_REMOVE,
+    UFFD_EVENT_UNMAP,
+    add_i64,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_signal_eventfd,
+    sys_sleep_us,
+    sys_uffd_read,
+    sys_uffd_wake,
+    uffd_msg,
+)
+from userswap.types cimport PAGE_BYTES, PAGE_SHIFT
+
+
+# ---- events, with Mm.lock held
+
+cdef void _forked(Engine *engine, Mm *mm, int uffd) noexcept nogil:
+    cdef Mm *child
+    cdef bint mark = mm.present > room_left(engine)     # there might be no room for what they write to from now on
+    mappings_unshared(engine, mm)
+    child = mm_fork(engine, mm, uffd, mark)
+    add_i64(&engine.counters.forks, 1)
+    if child == NULL or mm_insert(engine, child) != 0:
+        engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
+    elif mark:
+        mappings_protect(mm)
+        mappings_protect(child)
+    sys_signal_eventfd(engine.attention)
+
+
+cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
+    cdef uint64_t start = message.arg.remove.start >> PAGE_SHIFT
+    cdef uint64_t end = message.arg.remove.end >> PAGE_SHIFT
+    cdef uint64_t to_page, count
+    if message.event == UFFD_EVENT_REMOVE:
+        add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
+        mm_removed(mm, start, end - start)
+    elif message.event == UFFD_EVENT_UNMAP:
+        add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
+        ranges_remove(&mm.ranges, start, end)
+        ranges_remove(&mm.wiped, start, end)
+        mm.rescan = True
+    elif message.event == UFFD_EVENT_REMAP:
+        start = message.arg.remap.from_ >> PAGE_SHIFT
+        to_page = message.arg.remap.to >> PAGE_SHIFT
+        count = message.arg.remap.len >> PAGE_SHIFT
+        mm_move(engine, mm, start, to_page, count)
+        ranges_add(&mm.ranges, to_page, to_page + count)
+        if ranges_hit(&mm.wiped, start, start + count):
+            ranges_add(&mm.wiped, to_page, to_page + count)
+        mm.rescan = True
+    elif message.event == UFFD_EVENT_FORK:
+        _forked(engine, mm, <int>message.arg.fork.ufd)
+
+
+cdef int event_read(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
+    """Reads one message; an event is applied at once, for the program goes on when it is read.
+
+    Returns 1 for a page fault in *message, 0 when nothing is left. Mm.lock is held."""
+    cdef long result
+    while True:
+        result = sys_uffd_read(mm.uffd, message, 1)
+        if result != 1:
+            if result != -EAGAIN and result != 0:      # EMFILE: there is no descriptor for the child of a fork
+                engine_stop(engine, b"an event of the program cannot be read: error", result)
+            return 0
+        mm.messages_read += 1
+        if message.event == UFFD_EVENT_PAGEFAULT:
+            return 1
+        _apply(engine, mm, message)
+
+
+cdef void _pending_add(Engine *engine, Pending *pending, uffd_msg *message) noexcept nogil:
+    cdef uint32_t room
+    cdef void *grown
+    if pending.count == pending.room:
+        room = 2 * pending.room + 64
+        grown = realloc(pending.messages, room * sizeof(uffd_msg))
+        if grown == NULL:
+            engine_stop(engine, b"no memory for messages", 0)
+            return
+        pending.messages = <uffd_msg *>grown
+        pending.room = room
+    pending.messages[pending.count] = message[0]
+    pending.count += 1
+
+
+cdef bint events_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil:
+    """Reads what is in the way of a copy or move. Page faults among it are kept for `worker`, or woken to be
+    raised again when it is NULL. Call without Mm.lock.
+
+    False if there was nothing: then the event is still to be queued, or its maker to run, and if we did not
+    sleep it might have to wait for us to leave its CPU."""
+    cdef uffd_msg message
+    cdef uint64_t before
+    pthread_mutex_lock(&mm.lock)
+    before = mm.messages_read
+    while event_read(engine, mm, &message):
+        if worker != NULL:
+            _pending_add(engine, &worker.pending, &message)
+        else:
+            sys_uffd_wake(mm.uffd, message.arg.pagefault.address & ~<uint64_t>(PAGE_BYTES - 1), PAGE_BYTES)
+    before = mm.messages_read - before
+    pthread_mutex_unlock(&mm.lock)
+    if before == 0:
+        sys_sleep_us(100)
+    return before != 0

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fill: bringing swapped pages back, the one that was faulted on and those beside it.
+
+In three parts: planned under Mm.lock, loaded without it, put in place under it. What can happen meanwhile:
+  - Other threads of the program fault on the same page. Its value is BUSY from the moment we decide to fill
+    it; they drop their message, and our copy, or our wake if we could not copy, wakes their threads too.
+  - The program gives the page back, moves it, or forks, while we read its bytes without the lock. Its value
+    is then no longer what we left, and we do not copy. The entry's bytes stay true and its offset is not
+    handed out anew, because a fill holds a count of it.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy
+
+from userswap.events cimport events_drain
+from userswap.limit cimport room_left, room_take
+from userswap.log cimport log_free_slots, log_pin, log_read_later, log_unpin
+from userswap.mm cimport engine_stop, entry_put
+from userswap.pagetable cimport table_get, table_set
+from userswap.readahead cimport Window, readahead_done, readahead_window
+from userswap.reclaim cimport reclaim_age
+from userswap.space cimport space_fill_value, space_get, space_word
+from userswap.system cimport (
+    EAGAIN,
+    EEXIST,
+    SYS_READS_MAX,
+    ENOENT,
+    ESRCH,
+    add_i64,
+    load_u32,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_futex_wait,
+    sys_pagemap_guard,
+    sys_reads_finish,
+    sys_reads_start,
+    sys_uffd_copy,
+    sys_uffd_wake,
+)
+from userswap.types cimport (
+    AGE_FRESH,
+    AGE_READAHEAD,
+    CACHED,
+    FILLED,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    STORED,
+    busy_value,
+    entry_payload,
+    entry_state,
+    is_swapped,
+    offset_of,
+    present_value,
+    stored_block,
+    stored_index,
+    stored_stamp,
+)
+
+cdef enum:
+    SEGMENTS = 64           # pieces that one fill is put together from
+    KEPT_TRIAL = 1024       # pages kept before it is judged whether that is worth it
+    KEPT_PAUSE = 4096       # fills without, before it is tried again
+
+# A part of a fill: pages that lie together.
+cdef struct Segment:
+    uint32_t first          # in the window
+    uint32_t count
+    uint32_t state          # FILLED or STORED
+    uint32_t block
+    uint32_t index
+    uint64_t word           # FILLED: the repeated word
+    uint8_t *data           # STORED: the block in memory, or NULL
+
+cdef struct Fill:
+    uint64_t start          # page
+    uint32_t count
+    uint32_t faulted        # the page that the fault is for, in the window
+    bint keep
+    uint32_t values[512]    # offsets
+    uint32_t segments
+    Segment segment[64]
+    uint32_t area_reads
+    uint32_t age            # of the page faulted on
+
+# ---- guards
+
+cdef uint32_t fill_unguarded(Mm *mm, uint64_t start, uint64_t page, uint32_t count) noexcept nogil:
+    """How many pages may be put in place from `start` on, of a window of `count` that holds `page`; 0 when only
+    `page` itself may. MADV_GUARD_INSTALL raises no event, and a copy would overwrite a guard."""
+    cdef uint64_t guard
+    if count == 1 or not mm.entered:
+        return count
+    guard = sys_pagemap_guard(mm.pagemap, start << PAGE_SHIFT, (start + count) << PAGE_SHIFT) >> PAGE_SHIFT
+    return <uint32_t>(guard - start) if guard > page else 0
+
+
+# ---- fill: planning, with Mm.lock held
+
+cdef bint _keep_copies(Engine *engine, Mm *mm, bint write) noexcept nogil:
+    """Whether the copies of what is brought in are kept while it stays clean. A kept page is write-protected;
+    where most of these are written to all the same, only now and then one is kept, to see if that changes."""
+    if write or engine.ksm:
+        return False
+    if mm.kept > KEPT_TRIAL and mm.kept_broken * 2 > mm.kept:
+        mm.kept_refused += 1
+        if mm.kept_refused < KEPT_PAUSE:
+            return False
+        mm.kept = 0
+        mm.kept_broken = 0
+    mm.kept_refused = 0
+    return log_free_slots(&engine.log) * 2 > engine.log.slots
+
+
+cdef bint _extends(Segment *last, uint32_t at, uint64_t word, uint64_t fill_word) noexcept nogil:
+    if last.first + last.count != at or last.state != entry_state(word):
+        return False
+    if last.state == FILLED:
+        return last.word == fill_word
+    return last.block == stored_block(word) and last.index + last.count == stored_index(word)
+
+
+cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) noexcept nogil:
+    """Adds a page to the plan: its count and its block are held from now on. False when it does not fit or is
+    just being evicted. Space.lock is held."""
+    cdef uint64_t word = space_word(&engine.space, offset)
+    cdef uint64_t fill_word = 0
+    cdef Segment *segment = NULL
+    cdef uint8_t *data
+    if entry_state(word) == CACHED:
+        return False
+    if entry_state(word) == FILLED:
+        fill_word = space_fill_value(&engine.space, entry_payload(word))
+    if fill.segments > 0:
+        segment = &fill.segment[fill.segments - 1]
+    if segment == NULL or not _extends(segment, at, word, fill_word):
+        if fill.segments == SEGMENTS:
+            return False
+        data = NULL
+        if entry_state(word) == STORED:
+            data = log_pin(&engine.log, stored_block(word))
+            if data == NULL:
+                if fill.area_reads == SYS_READS_MAX:
+                    log_unpin(&engine.log, stored_block(word))
+                    return False
+                fill.area_reads += 1
+        segment = &fill.segment[fill.segments]
+        fill.segments += 1
+        segment.first = at
+        segment.count = 0
+        segment.state = entry_state(word)
+        segment.block = stored_block(word)
+        segment.index = stored_index(word)
+        segment.word = fill_word
+        segment.data = data
+    segment.count += 1
+    fill.values[at] = offset
+    space_get(&engine.space, offset)
+    return True
+
+
+cdef uint64_t _lowest(Engine *engine, Mm *mm, uint64_t page, uint64_t low) noexcept nogil:
+    """From where on, not below `low`, the pages up to `page` can be taken together: all are swapped and they lie in
+    few enough places."""
+    cdef uint64_t at = page
+    cdef uint64_t word, above
+    cdef uint32_t value
+    cdef uint32_t places = 1
+    pthread_mutex_lock(&engine.space.lock)
+    above = space_word(&engine.space, offset_of(table_get(mm.table, page)))
+    while at > low:
+        value = table_get(mm.table, at - 1)
+        if not is_swapped(value):
+            break
+        word = space_word(&engine.space, offset_of(value))
+        if entry_state(word) == CACHED:
+            break
+        if entry_state(word) != entry_state(above) or (entry_state(word) == STORED and (
+                stored_block(word) != stored_block(above) or stored_index(word) + 1 != stored_index(above))) or (
+                entry_state(word) == FILLED and entry_payload(word) != entry_payload(above)):
+            places += 1
+            if places > SYS_READS_MAX:
+                break
+        above = word
+        at -= 1
+    pthread_mutex_unlock(&engine.space.lock)
+    return at
+
+
+cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fill) noexcept nogil:
+    """Plans to bring in the page and those beside it. False when the page is just being evicted."""
+    cdef Engine *engine = worker.engine
+    cdef uint64_t low = page
+    cdef uint64_t at
+    cdef uint64_t most = min(<uint64_t>window.count, <uint64_t>max(room_left(engine), 1))
+    cdef uint64_t word
+    cdef uint32_t value
+    cdef bint planned = True
+    # A downward window starts where the run of swapped pages below the fault does.
+    low = _lowest(engine, mm, page, max(window.start, page + 1 - min(most, page + 1)))
+    most = min(most, window.start + window.count - low)
+    most = fill_unguarded(mm, low, page, <uint32_t>most)
+    if most == 0:
+        low = page
+        most = 1
+    fill.count = 0
+    fill.segments = 0
+    fill.area_reads = 0
+    pthread_mutex_lock(&engine.space.lock)
+    word = space_word(&engine.space, offset_of(table_get(mm.table, page)))
+    if entry_state(word) == CACHED:
+        pthread_mutex_unlock(&engine.space.lock)
+        return False
+    fill.age = AGE_FRESH
+    if entry_state(word) == STORED:
+        fill.age = reclaim_age(<uint32_t>(engine.evict_clock >> engine.stamp_shift), stored_stamp(word),
+                               <uint32_t>(engine.resident >> engine.stamp_shift))
+    while True:
+        fill.start = low
+        for at in range(low, min(low + most, window.start + window.count)):
+            value = table_get(mm.table, at)
+            if not is_swapped(value) or not _plan_page(engine, fill, <uint32_t>(at - low), offset_of(value)):
+                break
+            table_set(mm.table, at, busy_value(offset_of(value)))
+            fill.count += 1
+        if low + fill.count > page or low == page:
+            break
+        # What lies below could not be taken up to the page itself: that alone, then.
+        pthread_mutex_unlock(&engine.space.lock)
+        _abandon(worker, mm, fill)
+        pthread_mutex_lock(&engine.space.lock)
+        low = page
+        most = 1
+    planned = fill.count > 0
+    pthread_mutex_unlock(&engine.space.lock)
+    fill.faulted = <uint32_t>(page - fill.start)
+    window.start = fill.start
+    window.count = fill.count
+    return planned
+
+
+cdef void _release(Worker *worker, Fill *fill) noexcept nogil:
+    """Lets go of the counts and blocks that a plan holds."""
+    cdef Engine *engine = worker.engine
+    cdef uint32_t at
+    for at in range(fill.count):
+        entry_put(engine, fill.values[at])
+    for at in range(fill.segments):
+        if fill.segment[at].state == STORED:
+            log_unpin(&engine.log, fill.segment[at].block)
+
+
+cdef void _abandon(Worker *worker, Mm *mm, Fill *fill) noexcept nogil:
+    """Undoes a plan, with Mm.lock held: what is still BUSY by us is swapped again, and those who wait for it
+    are woken to fault anew."""
+    cdef uint32_t at
+    for at in range(fill.count):
+        if table_get(mm.table, fill.start + at) == busy_value(fill.values[at]):
+            table_set(mm.table, fill.start + at, fill.values[at])
+    if fill.count > 0:
+        sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
+    _release(worker, fill)
+    fill.count = 0
+    fill.segments = 0
+    fill.area_reads = 0
+
+
+# ---- fill: the bytes, without locks
+
+cdef void _load_segment(Worker *worker, Segment *segment) noexcept nogil:
+    """What is in memory, or made up."""
+    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
+    cdef uint64_t length = <uint64_t>segment.count * PAGE_BYTES
+    cdef uint64_t at
+    if segment.state == FILLED:
+        for at in range(length // 8):
+            (<uint64_t *>into)[at] = segment.word
+    elif segment.data != NULL:
+        memcpy(into, segment.data + <uint64_t>segment.index * PAGE_BYTES, length)
+
+
+cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
+    """Puts the bytes together in the worker's buffer: what is in memory while the areas are being read."""
+    cdef uint32_t at
+    cdef int error
+    cdef int result = 0
+    cdef Segment *segment
+    for at in range(fill.segments):
+        segment = &fill.segment[at]
+        if segment.state == STORED and segment.data == NULL:
+            error = log_read_later(&worker.engine.log, &worker.reads, segment.block, segment.index, segment.count,
+                                   worker.buffer + <uint64_t>segment.first * PAGE_BYTES)
+            result = error if error != 0 else result
+    sys_reads_start(&worker.reads)
+    for at in range(fill.segments):
+        _load_segment(worker, &fill.segment[at])
+    error = <int>sys_reads_finish(&worker.reads)
+    return error if error != 0 else result
+
+
+# ---- fill: putting pages in place, with Mm.lock held
+
+cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
+    """How many pages from `first` on are still BUSY by us."""
+    cdef uint32_t at = first
+    while at < fill.count and table_get(mm.table, fill.start + at) == busy_value(fill.values[at]):
+        at += 1
+    return at - first
+
+
+cdef void _mark_filled(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint32_t count) noexcept nogil:
+    cdef uint32_t at, age
+    for at in range(first, first + count):
+        age = fill.age if at == fill.faulted else AGE_READAHEAD
+        if fill.keep:
+            table_set(mm.table, fill.start + at, present_value(age, fill.values[at]))
+        else:
+            table_set(mm.table, fill.start + at, present_value(age, 0))
+            entry_put(worker.engine, fill.values[at])
+    mm.present += count
+    mm.swapped -= count
+    if fill.keep:
+        mm.kept += count
+    room_take(worker.engine, count)
+    add_i64(&worker.engine.counters.pages_in, count)
+
+
+cdef uint32_t _put_run(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint32_t count,
+                       int *error) noexcept nogil:
+    cdef uint32_t done = <uint32_t>(sys_uffd_copy(
+        mm.uffd, (fill.start + first) << PAGE_SHIFT, worker.buffer + <uint64_t>first * PAGE_BYTES,
+        <uint64_t>count << PAGE_SHIFT, fill.keep, error) >> PAGE_SHIFT)
+    _mark_filled(worker, mm, fill, first, done)
+    return done
+
+
+cdef bint _put_in_place(Worker *worker, Mm *mm, Fill *fill) noexcept nogil:
+    """Copies what is still ours. True when all of it was copied; what was not is swapped again."""
+    cdef uint32_t at = 0
+    cdef uint32_t count, done
+    cdef int error
+    cdef bint whole = True
+    while at < fill.count and not mm.dead:
+        count = _still_ours(mm, fill, at)
+        if count == 0:
+            whole = False
+            at += 1
+            continue
+        done = _put_run(worker, mm, fill, at, count, &error)
+        at += done
+        if error == 0:
+            continue
+        if error == -EAGAIN:
+            pthread_mutex_unlock(&mm.lock)
+            events_drain(worker.engine, mm, worker)
+            pthread_mutex_lock(&mm.lock)
+        elif done == 0 and count > 1 and error == -ENOENT:
+            if _put_run(worker, mm, fill, at, 1, &error) == 1:     # the mapping has been split
+                at += 1
+            elif error != -EAGAIN:
+                whole = _give_up(worker, mm, fill, at, error)
+                at += 1
+        elif done == 0:
+            whole = _give_up(worker, mm, fill, at, error)
+            at += 1
+    return whole and not mm.dead
+
+
+cdef bint _give_up(Worker *worker, Mm *mm, Fill *fill, uint32_t at, int error) noexcept nogil:
+    """A page of ours that cannot be put in place: swapped again. Always False."""
+    table_set(mm.table, fill.start + at, fill.values[at])
+    if error == -EEXIST:
+        engine_stop(worker.engine, b"a page is present that should be swapped", <long>(fill.start + at))
+    elif error != -ENOENT and error != -ESRCH:
+        engine_stop(worker.engine, b"a page could not be brought back", error)
+    return False
+
+
+cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil:
+    """Brings a swapped page back, with Mm.lock held. Returns 0, or -EAGAIN when it is just being evicted."""
+    cdef Engine *engine = worker.engine
+    cdef Window window
+    cdef Fill fill
+    cdef uint32_t seen = load_u32(&engine.evict_done)
+    cdef int result = 0
+    fill.keep = _keep_copies(engine, mm, write)
+    readahead_window(&mm.fills, page, &window)
+    add_i64(&engine.counters.pages_readahead_used, window.confirmed)
+    if not _plan(worker, mm, page, &window, &fill):
+        pthread_mutex_unlock(&mm.lock)
+        sys_futex_wait(&engine.evict_done, seen, 1000)
+        pthread_mutex_lock(&mm.lock)
+        return -EAGAIN
+    readahead_done(&mm.fills, &window)
+    pthread_mutex_unlock(&mm.lock)
+    result = _load(worker, &fill)
+    if result != 0:
+        engine_stop(engine, b"swapped memory could not be read back: error", result)
+    pthread_mutex_lock(&mm.lock)
+    if result == 0:
+        if not _put_in_place(worker, mm, &fill):
+            sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
+        add_i64(&engine.counters.faults, 1)
+        add_i64(&engine.counters.pages_readahead, fill.count - 1)
+        if fill.area_reads == 0:
+            add_i64(&engine.counters.faults_from_memory, 1)
+        if fill.age > AGE_FRESH:
+            add_i64(&engine.counters.pages_refaulted, 1)
+    _release(worker, &fill)
+    return 0
