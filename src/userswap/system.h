@@ -198,8 +198,8 @@ static inline long sys_reads_finish(struct sys_reads *reads)
 		turn = spin ? turn : 15;
 		for (long i = 0; i < n; i++) {
 			const struct iocb *part = &reads->parts[events[i].data];
-			long result = events[i].res < 0 ? (long)events[i].res
-							: sys_reads_rest(part, (size_t)events[i].res);
+			long result =
+			    events[i].res < 0 ? (long)events[i].res : sys_reads_rest(part, (size_t)events[i].res);
 			error = result ? result : error;
 		}
 		left -= n > 0 ? (uint32_t)n : 0;
