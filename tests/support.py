@@ -238,7 +238,7 @@ def tail(output: bytes) -> str:
 class Options(TypedDict, total=False):
     """How a program is run. `stdin` is as for subprocess; `options` are those of `userswap run`.
 
-    With `overshoots` its peak is not checked: for a program that has the kernel fill new memory in one call."""
+    With `overshoots` its peak is not checked: the program has the kernel fill new memory in one call."""
 
     swap: Sequence[str]
     options: Sequence[str]

@@ -34,6 +34,7 @@ def test_an_area_that_is_too_small_ends_the_program_with_a_reason(
 ) -> None:
     run = userswap([programs("reread"), "256", "40000"], RAM, status=125, swap=[f"{tmp_path}:128M"])
     assert run.stderr == b"userswap: the swap areas are full\n", run.describe()
+    assert run.stats["pages_evicted"] > 0, "the counts of a run that failed are wanted most"
 
 
 def test_peak_in_the_statistics_is_what_is_seen_from_outside(userswap: Runner, programs: Programs) -> None:

@@ -37,6 +37,7 @@ class Supervisor:
         self._areas = areas
         self._stats_path = stats_path
         self._quiet = quiet
+        self._engine: Engine | None = None
         self._program = 0
         self._started = 0.0
         self._status: int | None = None  # the program's exit status, once it has ended
@@ -58,7 +59,7 @@ class Supervisor:
 
     def _run(self, ram_limit_bytes: int, command: list[str], inherited: launch.Inherited) -> None:
         libc.become_subreaper()
-        engine = self._make_engine(ram_limit_bytes)
+        engine = self._engine = self._make_engine(ram_limit_bytes)
         self._started = time.monotonic()
         self._program, pipe = launch.fork_program(command, inherited)
         self._leave_terminal()
@@ -160,15 +161,20 @@ class Supervisor:
         self._flush_at_end()
 
     def _report(self, engine: "Engine") -> None:
-        counts = {**engine.statistics(), "wall_seconds": time.monotonic() - self._started}
-        left_alone = engine.left_alone()
         if not self._quiet:
-            complain(statistics.summary(counts, left_alone))
-        if self._stats_path is not None:
-            try:
-                statistics.write(self._stats_path, counts, left_alone)
-            except UserswapError as error:
-                complain(str(error))
+            complain(statistics.summary(self._counts(engine), engine.left_alone()))
+        self._write_stats(engine)
+
+    def _counts(self, engine: "Engine") -> dict[str, int | float]:
+        return {**engine.statistics(), "wall_seconds": time.monotonic() - self._started}
+
+    def _write_stats(self, engine: "Engine") -> None:
+        if self._stats_path is None:
+            return
+        try:
+            statistics.write(self._stats_path, self._counts(engine), engine.left_alone())
+        except UserswapError as error:
+            complain(str(error))
 
     def _end(self, line: str, status: int) -> None:
         """End in failure, with the tree."""
@@ -178,6 +184,8 @@ class Supervisor:
             self._send("over")
         else:
             complain(line)
+            if self._engine is not None and self._program:
+                self._write_stats(self._engine)
             if self._status is None and self._areas:
                 _clear(self._areas)
             self._send(f"exit {status} over")
