@@ -18,6 +18,7 @@ from userswap.inject cimport Helper, helper_end, helper_inject
 from userswap.mappings cimport mappings_register, mappings_verify
 from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
 from userswap.processes cimport NAME_BYTES, Process
+from userswap.spare cimport spare_look
 from userswap.system cimport (
     EAGAIN,
     EINVAL,
@@ -113,6 +114,7 @@ cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
         mm_put(engine, mm)
         return result
     mm_id[0] = mm.id
+    spare_look(engine, mm)
     mappings_register(engine, mm)
     return 0
 
@@ -134,6 +136,7 @@ cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id)
                 result = _adopt(engine, mm, pid)
                 if result == 0:
                     mm_id[0] = mm.id
+                    spare_look(engine, mm)
                     mappings_register(engine, mm)
             mm_put(engine, mm)
     return result

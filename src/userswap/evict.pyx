@@ -31,6 +31,7 @@ from userswap.limit cimport room_give
 from userswap.log cimport log_clean, log_commit, log_free_slots, log_freed, log_reserve, log_write_next
 from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set, table_visit
+from userswap.ranges cimport ranges_hit
 from userswap.reclaim cimport reclaim_run
 from userswap.space cimport NO_FILL_CODE, space_allocate, space_fill_code, space_free, space_put, space_set, space_word
 from userswap.system cimport (
@@ -119,6 +120,17 @@ cdef struct Evictor:
 
 # ---- the choice, with Mm.lock held
 
+cdef uint32_t _unspared(Mm *mm, uint64_t page, uint32_t count) noexcept nogil:
+    """How many of `count` pages lie before one that must stay."""
+    cdef uint32_t at
+    if not ranges_hit(&mm.spared, page, page + count):
+        return count
+    for at in range(count):
+        if ranges_hit(&mm.spared, page + at, page + at + 1):
+            return at
+    return count
+
+
 cdef bint _choose(Evictor *evictor, Mm *mm) noexcept nogil:
     """Fills the batch from the hand on. False when the hand reached the end of the table and starts anew."""
     cdef Batch *batch = &evictor.batch
@@ -136,6 +148,10 @@ cdef bint _choose(Evictor *evictor, Mm *mm) noexcept nogil:
         count = reclaim_run(&leaf[within], <uint32_t>(TABLE_LEAF_PAGES - within), BATCH_PAGES - batch.pages, &start)
         if count == 0:
             mm.hand += TABLE_LEAF_PAGES - within
+            continue
+        count = _unspared(mm, mm.hand + start, count)
+        if count == 0:
+            mm.hand += start + 1
             continue
         batch.runs[batch.run_count].page = mm.hand + start
         batch.runs[batch.run_count].count = count

@@ -68,6 +68,8 @@ cdef struct Mm:
     PageTable *table
     Ranges ranges           # registered
     Ranges unforked         # what fork children do not get; known only while there is a helper
+    Ranges spared           # single pages that must not be evicted
+    uint64_t spare_next     # us: when to look for them again
     Ranges wiped            # what they get empty; their own children too
     int64_t present         # pages that are PRESENT
     int64_t swapped         # pages with an offset that are not

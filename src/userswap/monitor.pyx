@@ -13,6 +13,7 @@ from userswap.enter cimport enter_wanted
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
+from userswap.spare cimport spare_look
 from userswap.system cimport (
     PRIORITY_MONITOR,
     load_i64,
@@ -84,6 +85,7 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
         mm.mapped_pages = process.mapped
         mappings_register(engine, mm)
         mappings_promote(engine, mm)
+        spare_look(engine, mm)
     mm_put(engine, mm)
 
 

@@ -402,6 +402,15 @@ static inline int sys_open_proc(pid_t pid, const char *name)
 	return (int)sys_result(open(path, O_RDONLY | O_CLOEXEC));
 }
 
+/* The head of a thread's list of robust mutexes, 0 if it has none or may not be asked. */
+static inline uint64_t sys_robust_list(pid_t tid)
+{
+	void *head = NULL;
+	size_t length;
+
+	return syscall(SYS_get_robust_list, tid, &head, &length) == 0 ? (uint64_t)(uintptr_t)head : 0;
+}
+
 static inline void sys_pin_to_cpu(int cpu)
 {
 	cpu_set_t set;
