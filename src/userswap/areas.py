@@ -48,12 +48,14 @@ class Area:
         return f"Area({self.name!r}, {self.kind!r}, fd={self.fd}, size_bytes={self.size_bytes})"
 
 
-def open_areas(specs: Sequence[str]) -> list[Area]:
-    """Open the areas in their order, or one default area. Raises UserswapError and leaves nothing behind."""
+def open_areas(specs: Sequence[str], earlier: Sequence[Area] = ()) -> list[Area]:
+    """Open the areas in their order, or one default area; `earlier` ones are in use already.
+
+    Raises UserswapError and leaves nothing behind."""
     areas: list[Area] = []
     try:
         for spec in specs or [default_directory()]:
-            areas.append(_open_spec(spec, areas))
+            areas.append(_open_spec(spec, [*earlier, *areas]))
     except BaseException:
         abandon_areas(areas)
         raise

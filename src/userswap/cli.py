@@ -62,11 +62,23 @@ def _dispatch(words: list[str]) -> int:
         from userswap.doctor import doctor
 
         return doctor()
+    if chosen.verb in ("status", "swapon", "swapoff"):
+        return _control(chosen)
     if not command:
         raise UserswapError("no command to run (see userswap run --help)")
     from userswap.run import Request, run
 
     return run(Request(chosen.ram, chosen.swap, chosen.stats, chosen.quiet, command))
+
+
+def _control(chosen: argparse.Namespace) -> int:
+    from userswap import client
+
+    if chosen.verb == "status":
+        return client.status(chosen.json)
+    if chosen.verb == "swapon":
+        return client.swapon(chosen.area, chosen.priority, chosen.engine)
+    return client.swapoff(chosen.area, chosen.engine)
 
 
 def _split_command(words: list[str]) -> tuple[list[str], list[str]]:
@@ -87,6 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser(
         "doctor", help="say what this machine can do, and how to fix what it cannot", allow_abbrev=False
     )
+    status = verbs.add_parser(
+        "status", help="list the engines that run, and their swap areas", allow_abbrev=False
+    )
+    status.add_argument("--json", action="store_true", help="as JSON: an object with engines, a list")
+    swapon = verbs.add_parser("swapon", help="add a swap area to a running engine", allow_abbrev=False)
+    swapon.add_argument("area", metavar="AREA", help="PATH[:SIZE], as for run --swap")
+    swapon.add_argument("--priority", type=int, default=0, metavar="N", help="higher ones are used first (0)")
+    swapoff = verbs.add_parser(
+        "swapoff", help="empty a swap area of a running engine, and forget it", allow_abbrev=False
+    )
+    swapoff.add_argument("area", metavar="AREA", help="as it was given, or its number in status")
+    for verb in (swapon, swapoff):
+        verb.add_argument("--engine", type=int, metavar="PID", help="which engine, if several run")
     return parser
 
 

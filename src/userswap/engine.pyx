@@ -4,14 +4,15 @@
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 
 from userswap.check cimport check_ended
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
-from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, MAX_AREAS, log_init
+from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, MAX_AREAS, Log, log_init
 from userswap.mm cimport (
     ENTRIES_FOR_EVER,
     MAX_CPUS,
@@ -29,9 +30,10 @@ from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.processes cimport tree_init
 from userswap.readahead cimport WINDOW_MAX
 from userswap.space cimport space_allocate, space_init
-from userswap.stores cimport file_store_init
+from userswap.swapoff cimport Progress, swapoff_area, swapon_area
 from userswap.system cimport (
     EFD_CLOEXEC,
+    ENOSPC,
     EFD_NONBLOCK,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -82,6 +84,7 @@ cdef class Engine:
     cdef EngineState *_state
     cdef dict _kept            # key of a userfaultfd: address of its Mm, referenced
     cdef bint _watching
+    cdef Progress[16] _progress     # MAX_AREAS
 
     def __cinit__(self, ram_limit_bytes, areas, front_pid):
         cdef EngineState *engine
@@ -112,13 +115,50 @@ cdef class Engine:
     def _add_areas(self, areas):
         cdef EngineState *engine = self._state
         for fd, size in areas:
-            if engine.log.area_count == MAX_AREAS:
-                raise EngineError(f"more than {MAX_AREAS} swap areas")
-            result = file_store_init(&engine.log.areas[engine.log.area_count], fd, size)
-            if result != 0:
-                raise EngineError(f"swap area: {os.strerror(-result)}")
-            engine.log.slots += engine.log.areas[engine.log.area_count].slots
-            engine.log.area_count += 1
+            self.swapon(fd, size, 0)
+
+    def swapon(self, int fd, uint64_t size, int priority):
+        """Adds a swap area, at any time; returns its number. Higher priorities are used first, equal ones in the order
+        in which they came. The fd stays the caller's, to be closed after swapoff() or close()."""
+        result = swapon_area(&self._state.log, fd, size, priority)
+        if result == -ENOSPC:
+            raise EngineError(f"more than {MAX_AREAS} swap areas")
+        if result < 0:
+            raise EngineError(f"swap area: {os.strerror(-result)}")
+        return result
+
+    def swapoff(self, int area):
+        """Moves all that an area holds to the others, and forgets it. To be called by a thread of its own: it lasts.
+        Raises OSError, with the area in use as before: ENOSPC (at once) where the others cannot hold it, ECANCELED
+        after cancel_swapoff(), or what the medium says."""
+        cdef int result
+        cdef Progress *progress = &self._progress[area]
+        memset(progress, 0, sizeof(Progress))
+        with nogil:
+            result = swapoff_area(&self._state.log, area, progress)
+        if result != 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def cancel_swapoff(self, int area):
+        self._progress[area].cancel = True
+
+    def swapoff_progress(self, int area):
+        """Of the last swapoff of this area: bytes moved, bytes that there were to move, page table entries visited."""
+        return self._progress[area].bytes_moved, self._progress[area].bytes_total, self._progress[area].entries_visited
+
+    def areas(self):
+        """Of each swap area: number, priority, size and use in bytes, whether it is being emptied."""
+        cdef Log *log = &self._state.log
+        cdef int at
+        found = []
+        pthread_mutex_lock(&log.lock)
+        for at in range(log.area_count):
+            if not log.areas[at].gone:
+                found.append((at, log.areas[at].priority, log.areas[at].slots * <uint64_t>BLOCK_BYTES,
+                              (log.areas[at].slot_end - log.areas[at].returned_count) * <uint64_t>BLOCK_BYTES,
+                              bool(log.areas[at].closing)))
+        pthread_mutex_unlock(&log.lock)
+        return found
 
     def _open(self, front_pid):
         cdef EngineState *engine = self._state

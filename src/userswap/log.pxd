@@ -41,8 +41,10 @@ cdef struct Log:
     uint32_t block_end
     uint32_t free_ids
     uint32_t open           # block id, or NO_BLOCK
-    Store areas[16]
-    int area_count
+    Store areas[16]         # a block names its area by the place here
+    int area_count          # places in use; some may be gone
+    int order[16]           # areas that may be written to, the first one first
+    int order_count
     uint8_t *buffers[6]
     int buffers_free
     uint32_t queue[6]       # FULL blocks, oldest first
@@ -73,4 +75,7 @@ cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t ind
                         uint8_t *into) noexcept nogil
 cdef int log_write_next(Log *log) noexcept nogil
 cdef int log_clean(Log *log, uint8_t *scratch) noexcept nogil
+cdef void log_area_order(Log *log) noexcept nogil
+cdef uint32_t log_slot_take(Log *log, Store *area) noexcept nogil
+cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil

@@ -88,7 +88,24 @@ cdef void _changed(Log *log) noexcept nogil:
 
 # ---- slots of areas, with Log.lock held
 
+cdef void log_area_order(Log *log) noexcept nogil:
+    """Sorts the areas that may be written to by priority, after one has come or gone."""
+    cdef int area, place
+    log.order_count = 0
+    for area in range(log.area_count):
+        if log.areas[area].gone or log.areas[area].closing:
+            continue
+        place = log.order_count
+        while place > 0 and log.areas[log.order[place - 1]].priority < log.areas[area].priority:
+            log.order[place] = log.order[place - 1]
+            place -= 1
+        log.order[place] = area
+        log.order_count += 1
+
+
 cdef uint64_t _area_free(Store *area) noexcept nogil:
+    if area.closing or area.gone:
+        return 0
     return <uint64_t>(area.slots - area.slot_end) + area.returned_count
 
 
@@ -104,7 +121,7 @@ cdef uint64_t log_free_slots(Log *log) noexcept nogil:
     return free_slots
 
 
-cdef uint32_t _slot_take(Log *log, Store *area) noexcept nogil:
+cdef uint32_t log_slot_take(Log *log, Store *area) noexcept nogil:
     if _area_free(area) == 0:
         return NO_SLOT
     log.slots_used += 1
@@ -116,7 +133,7 @@ cdef uint32_t _slot_take(Log *log, Store *area) noexcept nogil:
     return area.slot_end - 1
 
 
-cdef void _slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil:
+cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil:
     log.slots_used -= 1
     area.returned[area.returned_count] = slot
     area.returned_count += 1
@@ -157,7 +174,7 @@ cdef void _block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
     cdef int place
     if block.state != BLOCK_STORED or block.live != 0 or block.pins != 0:
         return
-    _slot_return(log, &log.areas[block.area], block.slot)
+    log_slot_return(log, &log.areas[block.area], block.slot)
     if block.data != NULL:
         for place in range(log.kept_count):
             if log.kept[place] == at:
@@ -300,13 +317,16 @@ cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t ind
 cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
     """Writes to the first area that takes it. Returns 0, or the last -errno. Called without the lock."""
     cdef Block *block = &log.blocks[at]
-    cdef int area
+    cdef int area, turn
     cdef int result = -ENOSPC
     cdef uint32_t slot
-    for area in range(log.area_count):
+    for turn in range(MAX_AREAS):
         pthread_mutex_lock(&log.lock)
-        slot = _slot_take(log, &log.areas[area])
+        area = log.order[turn] if turn < log.order_count else -1
+        slot = log_slot_take(log, &log.areas[area]) if area >= 0 else NO_SLOT
         pthread_mutex_unlock(&log.lock)
+        if area < 0:
+            break
         if slot == NO_SLOT:
             continue
         result = log.areas[area].write(&log.areas[area], slot, block.data)
@@ -320,7 +340,7 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
             _block_free_if_unused(log, at)
             _changed(log)
         else:
-            _slot_return(log, &log.areas[area], slot)
+            log_slot_return(log, &log.areas[area], slot)
         pthread_mutex_unlock(&log.lock)
         if result == 0:
             return 0

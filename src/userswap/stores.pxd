@@ -18,6 +18,9 @@ cdef struct Store:
     void (*discard)(Store *store, uint32_t slot) noexcept nogil
     uint32_t slots              # size, in blocks
     int fd
+    int priority                # higher ones are used first
+    bint closing                # no slot is handed out: it is being emptied
+    bint gone                   # emptied: its place in the table is free
     # Slots: handed out from a stack of those that came back, else in order, so that a file grows as needed.
     uint32_t slot_end
     uint32_t *returned

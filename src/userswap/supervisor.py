@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from userswap import guard, launch, libc, statistics, tree
 from userswap.areas import Area, abandon_areas, release_areas
 from userswap.channel import Channel
+from userswap.control import Control
 from userswap.errors import EXIT_OWN_ERROR, UserswapError
 from userswap.front import complain
 
@@ -34,7 +35,8 @@ class Supervisor:
 
     def __init__(self, channel: Channel, areas: Sequence[Area], stats_path: str | None, quiet: bool) -> None:
         self._channel: Channel | None = channel
-        self._areas = areas
+        self._areas = dict(enumerate(areas))  # by their number in the engine
+        self._control: Control | None = None
         self._stats_path = stats_path
         self._quiet = quiet
         self._engine: Engine | None = None
@@ -65,16 +67,19 @@ class Supervisor:
         self._leave_terminal()
         inherited.detach()
         launch.await_exec(command[0], pipe)
-        for area in self._areas:
+        for area in self._areas.values():
             area.created_path = None
         self._introduce_program()
         engine.watch(self._program)
+        self._control = Control(engine, self._areas, self._poller, lambda: self._describe(engine))
         self._serve(engine)
 
     def _make_engine(self, ram_limit_bytes: int) -> "Engine":
         from userswap.engine import Engine
 
-        return Engine(ram_limit_bytes, [(area.fd, area.size_bytes) for area in self._areas], os.getppid())
+        return Engine(
+            ram_limit_bytes, [(area.fd, area.size_bytes) for area in self._areas.values()], os.getppid()
+        )
 
     def _leave_terminal(self) -> None:
         os.setsid()
@@ -101,6 +106,8 @@ class Supervisor:
             self._reap()
             engine.release_entering()
             self._read_channel()
+            if self._control is not None:
+                self._control.serve()
             if self._status is not None:
                 if self._tree_is_over(engine):
                     self._end_well(engine)
@@ -154,11 +161,23 @@ class Supervisor:
     def _end_well(self, engine: "Engine") -> None:
         if not self._told:
             self._report(engine)
+        self._close_control()
         engine.close()
         tree.kill_descendants()  # helpers that outlived their processes
-        release_areas(self._areas)
+        release_areas(list(self._areas.values()))
         self._send("over" if self._told else f"exit {self._status} over")
         self._flush_at_end()
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _describe(self, engine: "Engine") -> dict[str, object]:
+        """What `status` tells of this engine, but for its areas."""
+        alive = [process for process in tree.descendants(os.getpid()) if process.state != "Z"]
+        programs = [{"pid": one.pid, "name": one.name} for one in alive if one.name != HELPER_NAME]
+        return {"pid": os.getpid(), "programs": programs, **self._counts(engine)}
 
     def _report(self, engine: "Engine") -> None:
         if not self._quiet:
@@ -179,6 +198,7 @@ class Supervisor:
     def _end(self, line: str, status: int) -> None:
         """End in failure, with the tree."""
         tree.kill_descendants()
+        self._close_control()
         if self._told:
             guard.log(line)
             self._send("over")
@@ -187,7 +207,7 @@ class Supervisor:
             if self._engine is not None and self._program:
                 self._write_stats(self._engine)
             if self._status is None and self._areas:
-                _clear(self._areas)
+                _clear(list(self._areas.values()))
             self._send(f"exit {status} over")
         self._flush_at_end()
 

@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from userswap.log cimport (
+    log_area_order,
     BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, BUFFERS_MAX, MAX_AREAS, NO_BLOCK, log_clean,
     log_commit, log_deinit, log_free_slots, log_freed, log_init, log_pin, log_read, log_reserve, log_unpin,
     log_write_next,
@@ -395,6 +396,7 @@ cdef class Log:
         _faults[fd].write, _faults[fd].read = store.write, store.read
         store.write, store.read = _faulty_write, _faulty_read
         self.log.area_count += 1
+        log_area_order(&self.log)
         return self.log.area_count - 1
 
     def fail_writes(self, int area, int error, int times=1, bint torn=False):

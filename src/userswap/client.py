@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`userswap status`, `swapon` and `swapoff`: what talks to running engines by their control sockets."""
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from userswap.control import LONGEST_ANSWER, SUFFIX, VERSION, directory, is_private
+from userswap.errors import UserswapError, reason
+
+ANSWER_SECONDS = 10.0
+ASK_EVERY_SECONDS = 0.1
+
+
+class Connection:
+    """To one engine. Raises UserswapError where it cannot be reached, or refuses."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(ANSWER_SECONDS)
+        self._rest = b""
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise UserswapError(f"{path}: {reason(error)}") from error
+        peer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if struct.unpack("3i", peer)[1] not in (0, os.geteuid()):
+            raise UserswapError(f"{path}: is another user's")
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, verb: str, **arguments: object) -> dict[str, Any]:
+        request = json.dumps({"version": VERSION, "verb": verb, **arguments}).encode() + b"\n"
+        try:
+            self._socket.sendall(request)
+            answer = json.loads(self._line())
+        except TimeoutError as error:
+            raise UserswapError("the engine does not answer") from error
+        except (OSError, ValueError) as error:
+            raise UserswapError("the engine has ended") from error
+        if not isinstance(answer, dict) or not answer.get("ok"):
+            raise UserswapError(str(answer.get("error")) if isinstance(answer, dict) else "a strange answer")
+        return answer
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._rest:
+            part = self._socket.recv(1 << 16)
+            if not part or len(self._rest) > LONGEST_ANSWER:
+                raise ConnectionResetError
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
+def engines() -> dict[int, str]:
+    """The sockets of this user's engines, by pid. Those of engines that were killed are removed."""
+    folder = directory()
+    found: dict[int, str] = {}
+    if not is_private(folder):
+        return found
+    for name in sorted(os.listdir(folder)):
+        stem = name.removesuffix(SUFFIX)
+        if stem == name or not stem.isdigit():
+            continue
+        path = os.path.join(folder, name)
+        if os.path.exists(f"/proc/{stem}"):
+            found[int(stem)] = path
+        else:
+            with suppress(OSError):
+                os.unlink(path)
+    return found
+
+
+def connect(pid: int | None) -> Connection:
+    """To the engine of this pid, or to the only one."""
+    found = engines()
+    if pid is not None:
+        if pid not in found:
+            raise UserswapError(f"no engine of yours has the pid {pid} (see userswap status)")
+        return Connection(found[pid])
+    if not found:
+        raise UserswapError("no engine of yours runs")
+    if len(found) > 1:
+        raise UserswapError(f"several engines run: choose one by --engine {'|'.join(map(str, found))}")
+    return Connection(next(iter(found.values())))
+
+
+def _statuses() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in engines().values():
+        with suppress(UserswapError):  # it has just ended
+            connection = Connection(path)
+            found.append(connection.ask("status")["engine"])
+            connection.close()
+    return found
+
+
+def status(as_json: bool) -> int:
+    found = _statuses()
+    if as_json:
+        print(json.dumps({"engines": found}, indent=2))
+        return 0
+    if not found:
+        print("no engine of yours runs")
+        return 0
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from userswap.sizes import format_size
+
+    path = Column("swap area", overflow="fold")
+    table = Table("engine", "program", "memory", "limit", path, "size", "used", "priority", box=None)
+    for engine in found:
+        first = [
+            str(engine["pid"]),
+            ", ".join(sorted({program["name"] for program in engine["programs"]})),
+            format_size(engine["resident_bytes"]),
+            format_size(engine["ram_limit_bytes"]),
+        ]
+        for area in engine["areas"] or [None]:
+            table.add_row(*first, *(_area_columns(area) if area else []))
+            first = [""] * len(first)
+    Console(soft_wrap=True).print(table)
+    return 0
+
+
+def _area_columns(area: Mapping[str, Any]) -> list[str]:
+    from userswap.sizes import format_size
+
+    used = format_size(area["used_bytes"]) + (", being emptied" if area["emptying"] else "")
+    return [area["path"], format_size(area["size_bytes"]), used, str(area["priority"])]
+
+
+def _absolute(spec: str) -> str:
+    """The engine has another working directory."""
+    return spec if os.path.isabs(spec) else os.path.join(os.getcwd(), spec)
+
+
+def swapon(area: str, priority: int, pid: int | None) -> int:
+    connection = connect(pid)
+    connection.ask("swapon", area=_absolute(area), priority=priority)
+    connection.close()
+    return 0
+
+
+def swapoff(area: str, pid: int | None) -> int:
+    """Waits for the end; a signal stops it, and what is still in the area stays there."""
+    connection = connect(pid)
+    try:
+        state = connection.ask("swapoff", area=area)
+    except UserswapError as error:
+        if os.path.isabs(area) or "no such swap area" not in str(error):
+            raise
+        state = connection.ask("swapoff", area=_absolute(area))
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    try:
+        _follow(connection, state, stopped)
+    except UserswapError:
+        if not stopped:
+            raise
+        print("userswap: stopped: what was moved stays moved, the rest is where it was", file=sys.stderr)
+        return 128 + stopped[0]
+    finally:
+        connection.close()
+    return 0
+
+
+def _follow(connection: Connection, state: dict[str, Any], stopped: list[int]) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("swapoff", total=state["bytes_total"])
+        while not state["over"]:
+            progress.update(task, completed=state["bytes_moved"])
+            if stopped:
+                connection.ask("swapoff-cancel", number=state["number"])
+            time.sleep(ASK_EVERY_SECONDS)
+            state = connection.ask("swapoff-state", number=state["number"])
+    seconds = state["seconds"]
+    print(
+        f"{state['bytes_moved'] >> 20} MiB moved in {seconds:.2f} s, "
+        f"{state['page_table_entries_visited']} page table entries visited"
+    )

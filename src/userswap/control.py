@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The control socket of an engine: `userswap status`, `swapon` and `swapoff` talk to it.
+
+A Unix socket in a directory that only its user can enter, named by the engine's pid. Requests and answers
+are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request holds "version" and "verb". An answer
+holds "ok" and, where that is false, "error", one line. The server lives in the engine's main loop and never
+blocks: whoever sends too much, or does not read, is cut off. What lasts (swapoff) runs in a thread, and is
+asked after.
+"""
+
+import errno
+import json
+import os
+import select
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from userswap.areas import Area, open_areas, release_areas
+from userswap.errors import UserswapError, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from userswap.engine import Engine
+
+VERSION = 1
+LONGEST_REQUEST = 1 << 16
+LONGEST_ANSWER = 1 << 20
+MOST_CLIENTS = 16
+REFUSED_WITHIN = 0.1  # seconds in which a swapoff that cannot be done has said so
+SUFFIX = ".sock"
+
+Answer = dict[str, object]
+
+
+def directory() -> str:
+    """Where this user's sockets are: in $XDG_RUNTIME_DIR, else in /run for root, else in /tmp."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.geteuid():
+        return os.path.join(runtime, "userswap")
+    if os.geteuid() == 0 and os.path.isdir("/run"):
+        return "/run/userswap"
+    return f"/tmp/userswap-{os.geteuid()}"
+
+
+def is_private(path: str) -> bool:
+    """Whether a folder is this user's and nobody else's."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077 == 0
+
+
+class _Client:
+    __slots__ = ("incoming", "outgoing", "socket")
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self.socket = connected
+        self.incoming = b""
+        self.outgoing = b""
+
+
+class _Swapoff:
+    """One area on its way out, in a thread of its own."""
+
+    def __init__(self, engine: "Engine", number: int, area: Area) -> None:
+        self.number = number
+        self.area = area
+        self.error: OSError | None = None
+        self.seconds = 0.0  # that it took, at the end
+        self._engine = engine
+        self.thread = threading.Thread(target=self._run, name="swapoff")
+        self.thread.start()
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        try:
+            self._engine.swapoff(self.number)
+        except OSError as error:
+            self.error = error
+        self.seconds = time.monotonic() - start
+
+    @property
+    def over(self) -> bool:
+        return not self.thread.is_alive()
+
+
+class Control:
+    """Serves the socket. `areas` are those in use, by their number in the engine: kept up to date here."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        areas: dict[int, Area],
+        poller: "select.poll",
+        describe: Callable[[], Mapping[str, object]],
+    ) -> None:
+        self._engine = engine
+        self._areas = areas
+        self._poller = poller
+        self._describe = describe
+        self._clients: dict[int, _Client] = {}
+        self._swapoffs: dict[int, _Swapoff] = {}
+        self._path: str | None = None
+        self._listener: socket.socket | None = None
+        with suppress(OSError):  # without a place for it the engine works as well, and cannot be talked to
+            self._listen()
+
+    def _listen(self) -> None:
+        folder = directory()
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        if not is_private(folder):
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        path = os.path.join(folder, f"{os.getpid()}{SUFFIX}")
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # of an engine that was killed, and had this pid
+        listener.bind(path)
+        listener.listen(MOST_CLIENTS)
+        self._path, self._listener = path, listener
+        self._poller.register(listener, select.POLLIN)
+
+    def close(self) -> None:
+        """Waits for a swapoff to stop. No thread of ours is at the engine then, and nothing is left."""
+        for swapoff in self._swapoffs.values():
+            self._engine.cancel_swapoff(swapoff.number)
+            swapoff.thread.join()
+        self._close_emptied()
+        for client in list(self._clients.values()):
+            self._drop(client)
+        if self._listener is not None:
+            self._poller.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        if self._path is not None:
+            with suppress(OSError):
+                os.unlink(self._path)
+            with suppress(OSError):  # others may have theirs in it
+                os.rmdir(os.path.dirname(self._path))
+            self._path = None
+
+    def serve(self) -> None:
+        """All that can be done without waiting."""
+        self._close_emptied()
+        self._accept()
+        for client in list(self._clients.values()):
+            self._serve_client(client)
+
+    def _accept(self) -> None:
+        while self._listener is not None:
+            try:
+                connected, _ = self._listener.accept()
+            except OSError:
+                return
+            if len(self._clients) >= MOST_CLIENTS:
+                connected.close()
+                continue
+            self._clients[connected.fileno()] = _Client(connected)
+            self._poller.register(connected, select.POLLIN)
+
+    def _drop(self, client: _Client) -> None:
+        del self._clients[client.socket.fileno()]
+        self._poller.unregister(client.socket)
+        client.socket.close()
+
+    def _serve_client(self, client: _Client) -> None:
+        try:
+            ended = self._receive(client)
+            while b"\n" in client.incoming:
+                line, _, client.incoming = client.incoming.partition(b"\n")
+                client.outgoing += json.dumps(self._answer(line)).encode() + b"\n"
+            if client.outgoing:
+                with suppress(BlockingIOError):
+                    client.outgoing = client.outgoing[client.socket.send(client.outgoing) :]
+        except OSError:
+            ended = True
+        if ended or len(client.incoming) > LONGEST_REQUEST or len(client.outgoing) > LONGEST_ANSWER:
+            self._drop(client)
+        else:
+            self._poller.register(client.socket, select.POLLIN | (select.POLLOUT if client.outgoing else 0))
+
+    def _receive(self, client: _Client) -> bool:
+        """True at the end. A client that sends without end gets its turn again later."""
+        with suppress(BlockingIOError):
+            part = client.socket.recv(LONGEST_REQUEST)
+            client.incoming += part
+            return not part
+        return False
+
+    def _answer(self, line: bytes) -> Answer:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise UserswapError("not an object")
+            if request.get("version") != VERSION:
+                raise UserswapError(f"this engine speaks version {VERSION} of the control protocol")
+            return {"ok": True, **self._carry_out(request)}
+        except (ValueError, RecursionError):
+            return {"ok": False, "error": "the request is not JSON"}
+        except UserswapError as error:
+            return {"ok": False, "error": str(error)}
+
+    def _carry_out(self, request: Mapping[str, object]) -> Answer:
+        verb = request.get("verb")
+        if verb == "status":
+            return {"engine": {**self._describe(), "areas": self._describe_areas()}}
+        if verb == "swapon":
+            return self._swapon(request)
+        if verb == "swapoff":
+            return self._swapoff(self._find(request))
+        if verb == "swapoff-state":
+            return self._swapoff_state(self._find_swapoff(request))
+        if verb == "swapoff-cancel":
+            self._engine.cancel_swapoff(self._find_swapoff(request).number)
+            return {}
+        raise UserswapError(f"no such verb: {verb}")
+
+    # ---- areas
+
+    def _describe_areas(self) -> list[Answer]:
+        return [
+            {
+                "number": number,
+                "path": self._areas[number].name,
+                "kind": self._areas[number].kind,
+                "priority": priority,
+                "size_bytes": size,
+                "used_bytes": used,
+                "emptying": emptying,
+            }
+            for number, priority, size, used, emptying in self._engine.areas()
+            if number in self._areas
+        ]
+
+    def _find(self, request: Mapping[str, object]) -> int:
+        """The number of the area that "area" names: by number, or as it was given to --swap or swapon,
+        with or without its size."""
+        wanted = str(request.get("area"))
+        for number, area in self._areas.items():
+            if wanted in (str(number), area.name, area.name.rpartition(":")[0]):
+                return number
+        raise UserswapError(f"{wanted}: no such swap area")
+
+    def _swapon(self, request: Mapping[str, object]) -> Answer:
+        spec, priority = request.get("area"), request.get("priority", 0)
+        if not isinstance(spec, str) or not isinstance(priority, int) or abs(priority) >= 1 << 15:
+            raise UserswapError("swapon wants a path and a priority from -32767 to 32767")
+        area = open_areas([spec], list(self._areas.values()))[0]
+        try:
+            number = self._engine.swapon(area.fd, area.size_bytes, priority)
+        except Exception as error:
+            release_areas([area])
+            raise UserswapError(str(error)) from error
+        self._areas[number] = area
+        return {"number": number, "size_bytes": area.size_bytes}
+
+    def _swapoff(self, number: int) -> Answer:
+        earlier = self._swapoffs.get(number)
+        if earlier is not None and not earlier.over:
+            raise UserswapError(f"{earlier.area.name} is being emptied already")
+        swapoff = self._swapoffs[number] = _Swapoff(self._engine, number, self._areas[number])
+        swapoff.thread.join(REFUSED_WITHIN)
+        return self._swapoff_state(swapoff)
+
+    def _find_swapoff(self, request: Mapping[str, object]) -> _Swapoff:
+        number = request.get("number")
+        swapoff = self._swapoffs.get(number) if isinstance(number, int) else None
+        if swapoff is None:
+            raise UserswapError("no swapoff of this number was asked for")
+        return swapoff
+
+    def _swapoff_state(self, swapoff: _Swapoff) -> Answer:
+        moved, total, visited = self._engine.swapoff_progress(swapoff.number)
+        if swapoff.over and swapoff.error is not None:
+            raise UserswapError(f"{swapoff.area.name}: {_why(swapoff.error)}")
+        return {
+            "number": swapoff.number,
+            "over": swapoff.over,
+            "bytes_moved": moved,
+            "bytes_total": total,
+            "page_table_entries_visited": visited,
+            "seconds": swapoff.seconds,
+        }
+
+    def _close_emptied(self) -> None:
+        for number, swapoff in self._swapoffs.items():
+            if swapoff.over and swapoff.error is None and self._areas.get(number) is swapoff.area:
+                release_areas([self._areas.pop(number)])
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "the other swap areas cannot hold what it holds"
+    if error.errno == errno.ECANCELED:
+        return "stopped: what was moved stays moved, the rest is where it was"
+    return reason(error)

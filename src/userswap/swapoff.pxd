@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Adding swap areas to a running engine, and emptying them."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from userswap.log cimport Log
+
+# How far a swapoff has come: read by others at any time.
+cdef struct Progress:
+    int64_t bytes_total
+    int64_t bytes_moved
+    int64_t blocks_moved
+    int64_t entries_visited # of page tables: none, as long as blocks are moved whole
+    bint cancel             # set by who wants it to stop
+
+cdef int swapon_area(Log *log, int fd, uint64_t size, int priority) noexcept nogil
+cdef int swapoff_area(Log *log, int area, Progress *progress) noexcept nogil
