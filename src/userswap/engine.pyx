@@ -113,7 +113,6 @@ cdef class Engine:
         self._open(front_pid)
 
     def _add_areas(self, areas):
-        cdef EngineState *engine = self._state
         for fd, size in areas:
             self.swapon(fd, size, 0)
 

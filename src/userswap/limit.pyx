@@ -27,14 +27,35 @@ from userswap.system cimport (
 from userswap.types cimport BLOCK_PAGES
 
 cdef enum:
+    SURGE_TICKS = 256       # looks after which the distance shrinks by a sixteenth
     STUCK_US = 20000000     # faults that wait for so long without any eviction will wait for ever
 
 
 cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil:
-    cdef int64_t reserve = max(pages // 32, <int64_t>3 * BLOCK_PAGES)
     engine.limit = pages
-    engine.high = pages - reserve
-    engine.low = engine.high - max(pages // 64, <int64_t>3 * BLOCK_PAGES)
+    _set_marks(engine, 0)
+
+
+cdef int64_t _reserve(int64_t limit) noexcept nogil:
+    return max(limit // 32, <int64_t>3 * BLOCK_PAGES)
+
+
+cdef void _set_marks(Engine *engine, int64_t surge) noexcept nogil:
+    engine.surge = surge
+    engine.high = engine.limit - _reserve(engine.limit) - surge
+    engine.low = engine.high - max(engine.limit // 64, <int64_t>3 * BLOCK_PAGES)
+
+
+cdef void _learn_surge(Engine *engine, int64_t pages) noexcept nogil:
+    """A program that came close to the limit all the same (it forks, or maps and touches in bursts) gets a wider
+    distance from high to limit, for some seconds."""
+    cdef int64_t excess = pages - (engine.limit - _reserve(engine.limit) // 4)
+    if 2 * excess > engine.surge:
+        _set_marks(engine, min(2 * excess, engine.limit // 8))
+    elif engine.surge > 0:
+        engine.calm += 1
+        if engine.calm % SURGE_TICKS == 0:
+            _set_marks(engine, engine.surge * 15 // 16)
 
 
 cdef int64_t limit_least(Engine *engine) noexcept nogil:
@@ -108,6 +129,7 @@ cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted, int64_t d
     store_i64(&engine.resident, now)
     if pages > engine.resident_peak:
         engine.resident_peak = pages
+    _learn_surge(engine, pages)
     if now > engine.low:
         add_u32(&engine.evict_wanted, 1)
         sys_futex_wake(&engine.evict_wanted)

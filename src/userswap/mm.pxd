@@ -126,6 +126,8 @@ cdef struct Engine:
     int64_t resident
     int64_t resident_peak
     int64_t low             # the evictor works above it
+    int64_t surge           # by how much high is lower than usual, as memory was seen to grow in bursts
+    uint32_t calm           # looks since
     int64_t high            # a fault waits above it
     int64_t granted         # all pages ever put in place by the engine
     int64_t dropped         # all pages ever evicted and dropped

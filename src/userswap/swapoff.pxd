@@ -10,7 +10,7 @@ cdef struct Progress:
     int64_t bytes_total
     int64_t bytes_moved
     int64_t blocks_moved
-    int64_t entries_visited # of page tables: none, as long as blocks are moved whole
+    int64_t entries_visited  # of page tables: none, as long as blocks are moved whole
     bint cancel             # set by who wants it to stop
 
 cdef int swapon_area(Log *log, int fd, uint64_t size, int priority) noexcept nogil

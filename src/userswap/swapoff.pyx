@@ -14,9 +14,7 @@ has it pinned. What reads before then reads the old place, which is given back a
 from libc.stdlib cimport free, malloc
 
 from userswap.log cimport (
-    BLOCK_OPEN,
     BLOCK_STORED,
-    BLOCK_WRITING,
     MAX_AREAS,
     NO_BLOCK,
     NO_SLOT,
@@ -110,7 +108,7 @@ cdef int _begin(Log *log, int area, Progress *progress) noexcept nogil:
 
 
 cdef uint32_t *_blocks_by_slot(Log *log, int area, uint32_t *slots, bint *writing) noexcept nogil:
-    """The block in each slot, or NO_BLOCK; *slots of them. *writing: one more may be on its way. NULL without memory."""
+    """The block in each of *slots slots, or NO_BLOCK; NULL without memory. *writing: one more may be on its way."""
     cdef uint32_t *blocks
     cdef uint32_t at
     cdef Block *block
