@@ -38,6 +38,7 @@ from userswap.space cimport (
     space_init, space_put, space_set, space_word,
 )
 from userswap.space cimport Space as SpaceStruct
+from userswap.swapoff cimport Progress, swapoff_area
 from userswap.stores cimport Store, file_store_init
 from userswap.system cimport (
     pthread_mutex_lock, pthread_mutex_unlock, sys_pwrite_all, sys_release, sys_reserve, sys_sleep_us,
@@ -482,6 +483,19 @@ cdef class Log:
         with nogil:
             result = log_clean(&self.log, self.scratch)
         return result
+
+    def swapoff(self, int area):
+        """Blocks that were moved; raises OSError."""
+        cdef Progress progress
+        cdef int result
+        memset(&progress, 0, sizeof(Progress))
+        with nogil:
+            result = swapoff_area(&self.log, area, &progress)
+        if result != 0:
+            _fail(result)
+        assert progress.bytes_moved == progress.blocks_moved * BLOCK_BYTES
+        assert progress.entries_visited == 0
+        return progress.blocks_moved
 
     def entry(self, uint32_t offset):
         """(count, block, index, stamp) of a stored page."""

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""swapon, swapoff and status on a running engine whose program checks all its memory; and the socket."""
+
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import MIB, Live, Programs, Runner, wait_until
+
+RAM = 96 * MIB
+CHECKED = {"USERSWAP_CHECK": "1"}
+
+
+class Verbs:
+    """The command line, with sockets in a folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runtime = folder / "runtime"
+        self.runtime.mkdir(mode=0o700)
+        self.env = {"XDG_RUNTIME_DIR": str(self.runtime)}
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "userswap", *words]
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *words: str, status: int = 0) -> str:
+        """Its standard output, or its standard error where it has to fail."""
+        process = self.start(*words)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == status, (out, err)
+        return err if status else out
+
+    def engine(self) -> dict[str, Any]:
+        engines = json.loads(self("status", "--json"))["engines"]
+        assert len(engines) == 1, engines
+        engine: dict[str, Any] = engines[0]
+        return engine
+
+    def areas(self) -> dict[str, dict[str, Any]]:
+        return {area["path"].rpartition("/")[2]: area for area in self.engine()["areas"]}
+
+    def sockets(self) -> list[Path]:
+        return list(self.runtime.glob("userswap/*"))
+
+
+@pytest.fixture
+def verbs(tmp_path: Path) -> Verbs:
+    return Verbs(tmp_path)
+
+
+@contextmanager
+def rereading(
+    userswap: Runner, programs: Programs, verbs: Verbs, areas: list[str], mib: int = 256, reads: int = 40_000
+) -> Iterator[Live]:
+    """A program that reads and writes its memory at random, all of it swapped that has no room."""
+    command = [programs("reread"), str(mib), str(reads)]
+    with userswap.start(command, RAM, swap=areas, env={**verbs.env, **CHECKED}) as live:
+        wait_until(
+            lambda: bool(verbs.sockets()) and verbs.engine()["pages_in"] > 200, 30, "it reads swapped memory"
+        )
+        yield live
+
+
+def made(tmp_path: Path, *names: str) -> list[Path]:
+    for name in names:
+        (tmp_path / name).mkdir()
+    return [tmp_path / name for name in names]
+
+
+def finish(live: Live) -> None:
+    run = live.finish(120)
+    assert run.returncode == 0, run.describe()
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+
+
+def test_swapoff_moves_all_while_the_program_works(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    first, second = made(tmp_path, "first", "second")
+    with rereading(userswap, programs, verbs, [f"{first}:400M"]) as live:
+        verbs("swapon", f"{second}:400M")
+        before = verbs.areas()
+        assert before["first:400M"]["used_bytes"] > 100 * MIB
+        said = verbs("swapoff", str(first))
+        assert "0 page table entries visited" in said
+        after = verbs.areas()
+        assert list(after) == ["second:400M"]
+        assert after["second:400M"]["used_bytes"] > 100 * MIB
+        assert verbs.engine()["entries"] > 0
+        finish(live)
+
+
+def test_back_and_forth(userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path) -> None:
+    """The same blocks, moved again and again under a program that reads and writes them."""
+    here, there = made(tmp_path, "here", "there")
+    with rereading(userswap, programs, verbs, [f"{here}:400M"], reads=120_000) as live:
+        for _ in range(4):
+            for old, new in ((here, there), (there, here)):
+                verbs("swapon", f"{new}:400M")
+                verbs("swapoff", str(old))
+        finish(live)
+
+
+def test_swapoff_is_refused_where_the_rest_cannot_hold_it(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    first, second = made(tmp_path, "first", "second")
+    with rereading(userswap, programs, verbs, [f"{first}:400M", f"{second}:16M"]) as live:
+        assert "cannot hold" in verbs("swapoff", str(first), status=125)
+        area = verbs.areas()["first:400M"]
+        assert area["used_bytes"] > 0
+        assert not area["emptying"]
+        finish(live)
+
+
+def test_swapoff_can_be_interrupted_and_resumed(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    first, second = made(tmp_path, "first", "second")
+    with rereading(userswap, programs, verbs, [f"{first}:600M"], mib=512) as live:
+        verbs("swapon", f"{second}:600M")
+        before = verbs.areas()["first:600M"]["used_bytes"]
+        process = verbs.start("swapoff", str(first))
+
+        def moving() -> bool:
+            areas = verbs.areas()
+            return process.poll() is not None or areas["second:600M"]["used_bytes"] > 16 * MIB
+
+        wait_until(moving, 20, "blocks move")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        areas = verbs.areas()
+        if process.returncode != 0:  # else it was faster than the signal
+            assert process.returncode == 128 + signal.SIGINT, err
+            assert "stopped" in err
+            assert not areas["first:600M"]["emptying"]
+            assert areas["first:600M"]["used_bytes"] < before
+            verbs("swapoff", str(first))
+        assert list(verbs.areas()) == ["second:600M"]
+        finish(live)
+
+
+def test_priority_says_which_area_is_used(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    slow, fast = made(tmp_path, "slow", "fast")
+    with rereading(userswap, programs, verbs, [f"{slow}:400M"]) as live:
+        verbs("swapon", f"{fast}:400M", "--priority", "10")
+        wait_until(lambda: verbs.areas()["fast:400M"]["used_bytes"] > 0, 30, "the faster area is written to")
+        finish(live)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("swapon", "/nowhere/at/all"), "No such file or directory"),
+        (("swapon", "{first}:400M", "--priority", "99999"), "priority"),
+        (("swapoff", "/nowhere"), "no such swap area"),
+        (("swapoff", "{first}", "--engine", "1"), "no engine of yours has the pid 1"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_harms_nothing(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    (first,) = made(tmp_path, "first")
+    with rereading(userswap, programs, verbs, [f"{first}:400M"], reads=15_000) as live:
+        err = verbs(*(word.format(first=first) for word in words), status=125)
+        assert says in err
+        assert err.count("\n") == 1, err
+        finish(live)
+
+
+def test_without_an_engine(verbs: Verbs) -> None:
+    assert json.loads(verbs("status", "--json")) == {"engines": []}
+    assert "no engine of yours runs" in verbs("status")
+    assert "no engine of yours runs" in verbs("swapoff", "/somewhere", status=125)
+
+
+def test_the_socket_is_private_and_goes_with_the_engine(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    (first,) = made(tmp_path, "first")
+    with rereading(userswap, programs, verbs, [f"{first}:400M"], reads=15_000) as live:
+        (path,) = verbs.sockets()
+        assert stat.S_ISSOCK(path.stat().st_mode)
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert int(path.stem) == verbs.engine()["pid"]
+        finish(live)
+    assert not list(verbs.runtime.iterdir())
+
+
+def test_nonsense_on_the_socket_is_answered_or_cut_off(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    (first,) = made(tmp_path, "first")
+    rng = random.Random(5)
+    with rereading(userswap, programs, verbs, [f"{first}:400M"]) as live:
+        (path,) = verbs.sockets()
+        fixed = [b"{}", b"[]", b"null", b'{"version": 1}', b'{"version": 2, "verb": "status"}', b"[" * 9000]
+        fixed += [b'{"version": 1, "verb": "swapon", "area": 3}', b'{"version": 1, "verb": "swapoff-state"}']
+        for line in [*fixed, *(rng.randbytes(rng.randrange(300)).replace(b"\n", b"") for _ in range(300))]:
+            answer = asked(path, line)
+            assert answer["ok"] is False, line
+            assert isinstance(answer["error"], str)
+        flood(path)
+        assert verbs.engine()["pid"] == int(path.stem)
+        finish(live)
+
+
+def asked(path: Path, line: bytes) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.settimeout(10)
+        one.connect(str(path))
+        one.sendall(line + b"\n")
+        with one.makefile("rb") as lines:
+            answer: dict[str, Any] = json.loads(lines.readline())
+    return answer
+
+
+def flood(path: Path) -> None:
+    """More than any request is long, and more clients than are served; none of it reads."""
+    clients: list[socket.socket] = []
+    try:
+        for _ in range(40):
+            one = socket.socket(socket.AF_UNIX)
+            one.settimeout(10)
+            clients.append(one)
+            one.connect(str(path))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            clients[0].sendall(b"x" * (100 << 16))
+    finally:
+        for one in clients:
+            one.close()
