@@ -48,6 +48,36 @@ cdef void _forked(Engine *engine, Mm *mm, int uffd) noexcept nogil:
     sys_signal_eventfd(engine.attention)
 
 
+cdef void _note_taken(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    """A mapping was moved to where, as far as we know, there is one: that has been unmapped by another thread, whose
+    event comes after this one though it happened before. It must not take what lies there now. (The ranges of an mm
+    without a helper may be out of date.)"""
+    cdef uint64_t page = start
+    if not mm.entered or not ranges_hit(&mm.ranges, start, end):
+        return
+    while page < end:
+        if ranges_hit(&mm.ranges, page, page + 1) and ranges_add(&mm.taken, page, page + 1) != 0:
+            engine_stop(engine, b"no memory for a page table", 0)
+        page += 1
+
+
+cdef void _unmapped(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t page = start
+    cdef uint64_t part
+    while page < end:
+        part = end
+        if mm.taken.count > 0:
+            part = page + 1
+            if ranges_hit(&mm.taken, page, part):
+                ranges_remove(&mm.taken, page, part)
+                page = part
+                continue
+        add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, page, part - page))
+        ranges_remove(&mm.ranges, page, part)
+        ranges_remove(&mm.wiped, page, part)
+        page = part
+
+
 cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef uint64_t start = message.arg.remove.start >> PAGE_SHIFT
     cdef uint64_t end = message.arg.remove.end >> PAGE_SHIFT
@@ -56,14 +86,13 @@ cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
         add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
         mm_removed(mm, start, end - start)
     elif message.event == UFFD_EVENT_UNMAP:
-        add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
-        ranges_remove(&mm.ranges, start, end)
-        ranges_remove(&mm.wiped, start, end)
+        _unmapped(engine, mm, start, end)
         mm.rescan = True
     elif message.event == UFFD_EVENT_REMAP:
         start = message.arg.remap.from_ >> PAGE_SHIFT
         to_page = message.arg.remap.to >> PAGE_SHIFT
         count = message.arg.remap.len >> PAGE_SHIFT
+        _note_taken(engine, mm, to_page, to_page + count)
         mm_move(engine, mm, start, to_page, count)
         ranges_add(&mm.ranges, to_page, to_page + count)
         if ranges_hit(&mm.wiped, start, start + count):

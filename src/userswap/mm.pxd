@@ -68,6 +68,7 @@ cdef struct Mm:
     PageTable *table
     Ranges ranges           # registered
     Ranges unforked         # what fork children do not get; known only while there is a helper
+    Ranges taken            # mapped anew before the event of their unmapping was read
     Ranges spared           # single pages that must not be evicted
     uint64_t spare_next     # us: when to look for them again
     Ranges wiped            # what they get empty; their own children too

@@ -123,6 +123,7 @@ cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
     ranges_free(&mm.unforked)
     ranges_free(&mm.wiped)
     ranges_free(&mm.spared)
+    ranges_free(&mm.taken)
     pthread_mutex_destroy(&mm.lock)
     pthread_mutex_destroy(&mm.helper_lock)
     free(mm)
