@@ -238,13 +238,14 @@ def tail(output: bytes) -> str:
 class Options(TypedDict, total=False):
     """How a program is run. `stdin` is as for subprocess; `options` are those of `userswap run`.
 
-    With `overshoots` its peak is not checked: the program has the kernel fill new memory in one call."""
+    `tolerance` is how far over the limit its peak may be: infinite for a program that has the kernel
+    fill new memory in one call."""
 
     swap: Sequence[str]
     options: Sequence[str]
     stdin: int
     env: Mapping[str, str]
-    overshoots: bool
+    tolerance: float
 
 
 class Live:
@@ -279,7 +280,7 @@ class Live:
                 cwd=self._folder,
             )
         self.pid = self.process.pid
-        self._overshoots = options.get("overshoots", False)
+        self._tolerance = options.get("tolerance", TOLERANCE)
         try:
             self._sampler = Sampler(programs("sample_rss"), self.pid, engine=ram is not None)
         except BaseException:
@@ -371,8 +372,8 @@ class Live:
         assert not left, f"files left behind: {left}"
 
     def _check_limit(self, run: Run) -> None:
-        if isinstance(self.ram, int) and not self._overshoots:
-            assert run.sampled.peak_bytes <= self.ram * TOLERANCE, (
+        if isinstance(self.ram, int):
+            assert run.sampled.peak_bytes <= self.ram * self._tolerance, (
                 f"over the limit of {self.ram}: {run.describe()}"
             )
 
