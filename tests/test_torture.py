@@ -14,8 +14,8 @@ from support import MIB, Programs, Runner, tree_of, wait_until
 SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "30"))
 # (MiB, --ram, threads, processes, seed)
 ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
-# Six forks a second of a process at the limit: ARCHITECTURE.md says, among what is known to be wrong, how far over
-# it they go, and why. Elsewhere 5 % are all that there may be.
+# Six forks a second of a process at the limit. ARCHITECTURE.md says, among what is known to be wrong, how far
+# over it they go, and why. Elsewhere 5 % are all that there may be.
 FORKING = 1.2
 # What it always does; O_DIRECT and io_uring too, wherever the tests run.
 OPERATIONS = {"verify", "write", "dontneed", "free", "unmap", "move", "dontunmap", "resize", "protect"}
