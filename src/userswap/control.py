@@ -9,12 +9,10 @@ asked after.
 """
 
 import errno
-import json
 import os
 import select
 import socket
 import stat
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -73,6 +71,8 @@ class _Swapoff:
         self.area = area
         self.error: OSError | None = None
         self.seconds = 0.0  # that it took, at the end
+        import threading  # as json
+
         self._engine = engine
         self.thread = threading.Thread(target=self._run, name="swapoff")
         self.thread.start()
@@ -175,7 +175,7 @@ class Control:
             ended = self._receive(client)
             while b"\n" in client.incoming:
                 line, _, client.incoming = client.incoming.partition(b"\n")
-                client.outgoing += json.dumps(self._answer(line)).encode() + b"\n"
+                client.outgoing += self._answer_line(line)
             if client.outgoing:
                 with suppress(BlockingIOError):
                     client.outgoing = client.outgoing[client.socket.send(client.outgoing) :]
@@ -194,16 +194,22 @@ class Control:
             return not part
         return False
 
-    def _answer(self, line: bytes) -> Answer:
+    def _answer_line(self, line: bytes) -> bytes:
+        import json  # costs memory, and few engines are ever talked to
+
         try:
-            request = json.loads(line)
+            answer = self._answer(json.loads(line))
+        except (ValueError, RecursionError):
+            answer = {"ok": False, "error": "the request is not JSON"}
+        return json.dumps(answer).encode() + b"\n"
+
+    def _answer(self, request: object) -> Answer:
+        try:
             if not isinstance(request, dict):
                 raise UserswapError("not an object")
             if request.get("version") != VERSION:
                 raise UserswapError(f"this engine speaks version {VERSION} of the control protocol")
             return {"ok": True, **self._carry_out(request)}
-        except (ValueError, RecursionError):
-            return {"ok": False, "error": "the request is not JSON"}
         except UserswapError as error:
             return {"ok": False, "error": str(error)}
 
