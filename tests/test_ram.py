@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from userswap import ram
+from userswap import cgroups, ram
 from userswap.errors import UserswapError
 
 MIB = 1 << 20
@@ -116,7 +116,7 @@ def test_no_cgroups_at_all(tmp_path: Path) -> None:
 @pytest.fixture
 def limited_group() -> Iterator[Path]:
     """A real group of this machine with a limit of 200 MiB, two levels above the group that is returned."""
-    mounts = ram._memory_mounts("/proc/self")
+    mounts = cgroups.mounts("memory", "/proc/self")
     kind = "cgroup" if "cgroup" in mounts else "cgroup2"
     top = Path(mounts[kind][0]) / f"userswap-test-{os.getpid()}"
     if kind == "cgroup2":

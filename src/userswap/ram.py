@@ -3,6 +3,7 @@
 
 import os
 
+from userswap import cgroups
 from userswap.errors import UserswapError
 from userswap.sizes import parse_size
 
@@ -43,7 +44,7 @@ def cgroup_limit(proc: str = "/proc/self") -> int | None:
     None without a limit. In a container the groups above its own cannot be read; version 1 gives
     their limit in memory.stat, version 2 does not.
     """
-    limits = [limit for top, group in _memory_groups(proc) for limit in _limits_upward(top, group)]
+    limits = [limit for top, group in cgroups.groups("memory", proc) for limit in _limits_upward(top, group)]
     return min(limits, default=None)
 
 
@@ -66,62 +67,12 @@ def _meminfo(field: str) -> int:
     raise UserswapError(f"/proc/meminfo has no {field}")
 
 
-def _memory_groups(proc: str) -> list[tuple[str, str]]:
-    """For each hierarchy that can limit memory: its mount point, and this process's group below it."""
-    mounts = _memory_mounts(proc)
-    groups = []
-    try:
-        with open(f"{proc}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            entries = [line.rstrip("\n").split(":", 2) for line in lines]
-    except OSError:
-        return []
-    for number, controllers, path in entries:
-        kind = "cgroup2" if number == "0" else "cgroup" if "memory" in controllers.split(",") else ""
-        if kind in mounts:
-            top, root = mounts[kind]
-            groups.append((top, _below(path, root)))
-    return groups
-
-
-def _memory_mounts(proc: str) -> dict[str, tuple[str, str]]:
-    """File system type (cgroup, cgroup2) -> (mount point, the group that is mounted there)."""
-    mounts: dict[str, tuple[str, str]] = {}
-    try:
-        with open(f"{proc}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                before, _, after = line.rstrip("\n").partition(" - ")
-                kind, _, options = after.split(" ", 2)
-                if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
-                    _, _, _, root, top = before.split(" ")[:5]
-                    mounts[kind] = (_unescape(top), _unescape(root))
-    except OSError:
-        pass
-    return mounts
-
-
-def _unescape(path: str) -> str:
-    """mountinfo writes blanks and backslashes in octal."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        path = path.replace(code, character)
-    return path
-
-
-def _below(path: str, root: str) -> str:
-    """`path` as seen under a mount of `root`; the mount itself where the group is not below it."""
-    if root == "/":
-        return "" if path.startswith("/..") else path.strip("/")
-    return path[len(root) :].strip("/") if path == root or path.startswith(root + "/") else ""
-
-
 def _limits_upward(top: str, group: str) -> list[int]:
     limits = []
-    while True:
-        here = os.path.join(top, group) if group else top
+    for here in cgroups.upward(top, group):
         limits += [_read_limit(os.path.join(here, name)) for name in _LIMIT_FILES]
         limits.append(_hierarchical_limit(os.path.join(here, "memory.stat")))
-        if not group:
-            return [limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES]
-        group = group.rpartition("/")[0]
+    return [limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES]
 
 
 # Above memory.high the kernel slows a group down until it is below again: to us that is a limit too.
