@@ -18,7 +18,9 @@ class EngineError(Exception):
 
 
 class Engine:
-    def __init__(self, ram_limit_bytes: int, areas: Sequence[tuple[int, int]], front_pid: int) -> None:
+    def __init__(
+        self, ram_limit_bytes: int, areas: Sequence[tuple[int, int]], front_pid: int, may_spin: bool
+    ) -> None:
         self._mode = os.environ.get("USERSWAP_STANDIN", "")
         self._trigger = os.environ.get("USERSWAP_TRIGGER", "")
         self._limit = ram_limit_bytes

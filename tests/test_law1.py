@@ -8,6 +8,9 @@ use are out of memory, so that no test passes without having tested anything.
 import os
 import re
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from support import (
 )
 
 RAM = 64 * MIB
+COMPACT = Path("/proc/sys/vm/compact_memory")
 BALLAST_MIB = "128"
 
 BEHAVIOURS = [
@@ -36,6 +40,7 @@ BEHAVIOURS = [
     "threads_evicted",
     "mremap_move",
     "mremap_grow",
+    "mremap_grow_clean",
     "mremap_shrink",
     "mremap_dontunmap",
     "munmap_whole",
@@ -63,6 +68,40 @@ def test_behaviour_without_userswap(native: Runner, programs: Programs, behaviou
     run = native.native([programs(behaviour), BALLAST_MIB])
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.number("evicted") == 0, run.describe()
+
+
+@contextmanager
+def compaction() -> Iterator[None]:
+    """Meanwhile the kernel moves all memory of the machine that can be moved to one end, again and again."""
+    over = threading.Event()
+
+    def compact() -> None:
+        while not over.is_set():
+            COMPACT.write_text("1")
+
+    thread = threading.Thread(target=compact)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def pages_migrated() -> int:
+    found = re.search(r"^pgmigrate_success (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def test_memory_is_compacted_meanwhile(userswap: Runner, programs: Programs) -> None:
+    """The kernel moves pages that are being evicted from one place of memory to another."""
+    before = pages_migrated()
+    with compaction():
+        run = userswap([programs("reread"), "160", "40000"], RAM, timeout=120)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["pages_evicted"] > 40_000, run.describe()
+    assert pages_migrated() - before > 1000
 
 
 def test_swap_exhausted_stops_the_program(userswap: Runner, programs: Programs, tmp_path: Path) -> None:

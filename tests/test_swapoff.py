@@ -6,6 +6,8 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from support import wait_until
 from test_log import BLOCK_BYTES, Make, Swap, fails, make
 
@@ -87,24 +89,17 @@ def test_the_only_area_is_refused(make: Make) -> None:
     swap.verify()
 
 
-def test_a_read_error_leaves_the_rest_where_it_is(make: Make) -> None:
+@pytest.mark.parametrize("failing", ["read", "write"])
+def test_an_error_leaves_the_rest_where_it_is(make: Make, failing: str) -> None:
     swap = filled(make, 40, 40, blocks=8)
-    swap.log.fail_reads(0, errno.EIO)
+    if failing == "read":
+        swap.log.fail_reads(0, errno.EIO)
+    else:
+        swap.log.fail_writes(1, errno.EIO, torn=True)
     with fails(errno.EIO):
         swap.log.swapoff(0)
     swap.verify()
     swap.store_block()
-    swap.verify()
-    swap.log.swapoff(0)
-    assert areas_of(swap) == {1}
-    swap.verify()
-
-
-def test_a_write_error_leaves_the_rest_where_it_is(make: Make) -> None:
-    swap = filled(make, 40, 40, blocks=8)
-    swap.log.fail_writes(1, errno.EIO, torn=True)
-    with fails(errno.EIO):
-        swap.log.swapoff(0)
     swap.verify()
     swap.log.swapoff(0)
     assert areas_of(swap) == {1}

@@ -6,7 +6,7 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
-
+from posix.unistd cimport getpid
 
 from userswap.check cimport check_ended
 from userswap.evict cimport evict_start, evict_stop
@@ -52,9 +52,6 @@ from userswap.system cimport (
 )
 from userswap.types cimport BLOCK_BYTES, CACHED, COUNT_MAX, FILLED, PAGE_SHIFT, entry_make
 
-cdef extern from "<unistd.h>" nogil:
-    int getpid()
-
 
 class EngineError(Exception):
     """The program cannot be served any longer (or not at all); the text is the reason, one line."""
@@ -79,6 +76,7 @@ cdef class Engine:
     areas: (fd, size in bytes) of each swap area in order of priority, opened O_RDWR | O_DIRECT; the fds stay
         the caller's and must stay open until close().
     front_pid: the process in front of this one, whose memory counts as the engine's.
+    may_spin: threads may look again and again for what they wait for, where a CPU is idle.
     Raises EngineError when the limit is too small or memory is short."""
 
     cdef EngineState *_state
@@ -86,7 +84,7 @@ cdef class Engine:
     cdef bint _watching
     cdef Progress[16] _progress     # MAX_AREAS
 
-    def __cinit__(self, ram_limit_bytes, areas, front_pid):
+    def __cinit__(self, ram_limit_bytes, areas, front_pid, may_spin):
         cdef EngineState *engine
         cdef int64_t pages = ram_limit_bytes >> PAGE_SHIFT
         self._kept = {}
@@ -98,6 +96,7 @@ cdef class Engine:
         limit_set(engine, pages)
         engine.stamp_shift = _stamp_shift(pages)
         engine.mm_serial = 1
+        engine.may_spin = may_spin
         engine.checking = "USERSWAP_CHECK" in os.environ
         engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)

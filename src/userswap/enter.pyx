@@ -12,6 +12,7 @@ or it would be told of our stops: Engine.ptrace_lock.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.types cimport pid_t
+from posix.unistd cimport close
 
 from userswap.events cimport events_drain
 from userswap.inject cimport Helper, helper_end, helper_inject
@@ -38,9 +39,6 @@ from userswap.system cimport (
     sys_signal_eventfd,
     sys_sleep_us,
 )
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int)
 
 cdef enum:
     STAGING_BYTES = 4 << 20

@@ -44,6 +44,7 @@ from userswap.system cimport (
     uffd_msg,
 )
 from userswap.touch cimport touch_page, touch_takes_page, touch_unprotect
+from userswap.warm cimport warm_keep, warm_start, warm_stop
 from userswap.types cimport PAGE_BYTES, PAGE_SHIFT, is_busy, is_present
 
 cdef enum:
@@ -150,7 +151,7 @@ cdef bint _more_soon(Worker *worker, Mm *mm) noexcept nogil:
     else needs this one: to be woken for it takes twice as long."""
     cdef uint64_t start = sys_now_us()
     cdef uint32_t turn = 1
-    while worker.eager > 0 and sys_now_us() - start < SOON_US:
+    while worker.eager > 0 and worker.engine.warmer_count == 0 and sys_now_us() - start < SOON_US:
         if sys_poll_in(mm.uffd, 0):
             return True
         if turn % 16 == 0 and not sys_cpu_to_spare(&worker.reads):
@@ -170,12 +171,13 @@ cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
         found = event_read(worker.engine, mm, &message)
         pthread_mutex_unlock(&mm.lock)
         if found:
-            if not any and sys_now_us() - worker.served_at < SOON_US:
+            if sys_now_us() - worker.engine.served_at < SOON_US:
                 worker.eager = EAGER_TURNS
+                warm_keep(worker)
             any = True
             _serve(worker, mm, &message)
             _serve_pending(worker, mm)
-            worker.served_at = sys_now_us()
+            worker.engine.served_at = sys_now_us()
         elif not any or not _more_soon(worker, mm):
             return
 
@@ -242,7 +244,7 @@ cdef void *_worker_main(void *argument) noexcept nogil:
     sys_name_thread(b"fault")
     sys_pin_to_cpu(worker.cpu)
     sys_prefer(0, PRIORITY_FAULT)
-    sys_reads_init(&worker.reads)
+    sys_reads_init(&worker.reads, &engine.spinning if engine.may_spin else NULL)
     while not engine.stopping:
         if epoll_wait(engine.epolls[worker.cpu], &event, 1, -1) != 1:
             continue
@@ -274,12 +276,13 @@ cdef int workers_start(Engine *engine) noexcept nogil:
             free(worker)
             return -12
         engine.worker_count += 1
-    return 0
+    return warm_start(engine)
 
 
 cdef void workers_stop(Engine *engine) noexcept nogil:
     """engine.stopping is set, and each epoll has an event that says so."""
     cdef int at
+    warm_stop(engine)
     for at in range(engine.worker_count):
         pthread_join(engine.workers[at], NULL)
         sys_release(engine.worker_state[at].buffer, <uint64_t>WINDOW_MAX * PAGE_BYTES)

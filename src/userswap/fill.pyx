@@ -14,7 +14,15 @@ from libc.string cimport memcpy
 
 from userswap.events cimport events_drain
 from userswap.limit cimport room_left, room_take
-from userswap.log cimport log_free_slots, log_pin, log_read_later, log_unpin
+from userswap.log cimport (
+    log_fetch,
+    log_fetched,
+    log_free_slots,
+    log_in_memory,
+    log_pin,
+    log_read_later,
+    log_unpin,
+)
 from userswap.mm cimport engine_stop, entry_put
 from userswap.pagetable cimport table_get, table_set
 from userswap.readahead cimport Window, readahead_done, readahead_window
@@ -57,6 +65,10 @@ from userswap.types cimport (
 )
 
 cdef enum:
+    DIRECT = 16             # pages that lie together in memory are copied from there, fewer gathered first
+    STREAMING = 128         # pages of a window that shows a stream
+    SAMPLES = 16            # pages of the next windows that are looked at
+    AHEAD_BLOCKS = 4        # ... and not fetched if they lie in more blocks
     SEGMENTS = 64           # pieces that one fill is put together from
     KEPT_TRIAL = 1024       # pages kept before it is judged whether that is worth it
     KEPT_PAUSE = 4096       # fills without, before it is tried again
@@ -70,6 +82,7 @@ cdef struct Segment:
     uint32_t index
     uint64_t word           # FILLED: the repeated word
     uint8_t *data           # STORED: the block in memory, or NULL
+    bint direct             # its pages are copied from where they are
 
 cdef struct Fill:
     uint64_t start          # page
@@ -152,6 +165,7 @@ cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) n
         segment.index = stored_index(word)
         segment.word = fill_word
         segment.data = data
+        segment.direct = False
     segment.count += 1
     fill.values[at] = offset
     space_get(&engine.space, offset)
@@ -264,6 +278,37 @@ cdef void _abandon(Worker *worker, Mm *mm, Fill *fill) noexcept nogil:
     fill.area_reads = 0
 
 
+cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noexcept nogil:
+    """A stream's next two windows are read while the program uses this one, if their pages lie in few blocks. Mm.lock
+    is held."""
+    cdef uint32_t blocks[4]         # AHEAD_BLOCKS
+    cdef uint32_t count = 0
+    cdef uint32_t sample, at, value
+    cdef uint64_t next, word
+    if window.count < STREAMING:
+        return
+    pthread_mutex_lock(&engine.space.lock)
+    for sample in range(SAMPLES):
+        at = sample * 2 * window.count // (SAMPLES - 1)
+        next = window.start + window.count + at if page == window.start else window.start - 1 - at
+        value = table_get(mm.table, next)
+        word = space_word(&engine.space, offset_of(value)) if is_swapped(value) else 0
+        if entry_state(word) != STORED or log_in_memory(&engine.log, stored_block(word)):
+            continue
+        for at in range(count):
+            if blocks[at] == stored_block(word):
+                break
+        else:
+            if count == AHEAD_BLOCKS:
+                count = 0
+                break
+            blocks[count] = stored_block(word)
+            count += 1
+    pthread_mutex_unlock(&engine.space.lock)
+    for at in range(count):
+        log_fetch(&engine.log, blocks[at])
+
+
 # ---- fill: the bytes, without locks
 
 cdef void _load_segment(Worker *worker, Segment *segment) noexcept nogil:
@@ -274,6 +319,8 @@ cdef void _load_segment(Worker *worker, Segment *segment) noexcept nogil:
     if segment.state == FILLED:
         for at in range(length // 8):
             (<uint64_t *>into)[at] = segment.word
+    elif segment.data != NULL and segment.count >= DIRECT:
+        segment.direct = True
     elif segment.data != NULL:
         memcpy(into, segment.data + <uint64_t>segment.index * PAGE_BYTES, length)
 
@@ -286,7 +333,10 @@ cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
     cdef Segment *segment
     for at in range(fill.segments):
         segment = &fill.segment[at]
-        if segment.state == STORED and segment.data == NULL:
+        if segment.state != STORED or segment.data != NULL:
+            continue
+        segment.data = log_fetched(&worker.engine.log, segment.block)
+        if segment.data == NULL:
             error = log_read_later(&worker.engine.log, &worker.reads, segment.block, segment.index, segment.count,
                                    worker.buffer + <uint64_t>segment.first * PAGE_BYTES)
             result = error if error != 0 else result
@@ -324,11 +374,27 @@ cdef void _mark_filled(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint3
     add_i64(&worker.engine.counters.pages_in, count)
 
 
+cdef const uint8_t *_bytes_from(Worker *worker, Fill *fill, uint32_t first, uint32_t *count) noexcept nogil:
+    """Where the bytes of page `first` are; *count becomes how many of the pages lie together there."""
+    cdef Segment *segment
+    cdef uint32_t at
+    for at in range(fill.segments):
+        segment = &fill.segment[at]
+        if not segment.direct or segment.first + segment.count <= first:
+            continue
+        if segment.first > first:
+            count[0] = min(count[0], segment.first - first)
+            break
+        count[0] = min(count[0], segment.first + segment.count - first)
+        return segment.data + <uint64_t>(segment.index + first - segment.first) * PAGE_BYTES
+    return worker.buffer + <uint64_t>first * PAGE_BYTES
+
+
 cdef uint32_t _put_run(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint32_t count,
                        int *error) noexcept nogil:
-    cdef uint32_t done = <uint32_t>(sys_uffd_copy(
-        mm.uffd, (fill.start + first) << PAGE_SHIFT, worker.buffer + <uint64_t>first * PAGE_BYTES,
-        <uint64_t>count << PAGE_SHIFT, fill.keep, error) >> PAGE_SHIFT)
+    cdef const uint8_t *data = _bytes_from(worker, fill, first, &count)
+    cdef uint32_t done = <uint32_t>(sys_uffd_copy(mm.uffd, (fill.start + first) << PAGE_SHIFT, data,
+                                                  <uint64_t>count << PAGE_SHIFT, fill.keep, error) >> PAGE_SHIFT)
     _mark_filled(worker, mm, fill, first, done)
     return done
 
@@ -391,6 +457,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
         pthread_mutex_lock(&mm.lock)
         return -EAGAIN
     readahead_done(&mm.fills, &window)
+    _look_ahead(engine, mm, page, &window)
     pthread_mutex_unlock(&mm.lock)
     result = _load(worker, &fill)
     if result != 0:

@@ -25,7 +25,16 @@ from libc.string cimport memset
 from posix.types cimport pid_t
 
 from userswap.furnish cimport furnish
-from userswap.system cimport PRIORITY_TRACEE, sys_hurry, sys_schedule, sys_unhurry
+from userswap.system cimport (
+    DIR,
+    PRIORITY_TRACEE,
+    closedir,
+    sys_hurry,
+    sys_next_task,
+    sys_open_tasks,
+    sys_schedule,
+    sys_unhurry,
+)
 from userswap.tracee cimport (
     PAGE, STOP_LIMIT_MS, SYSCALL_STOP, Tracee, await_stop, enter_syscall, is_event_stop, is_syscall,
     locate_syscall, now_ns, read_start, set_options, sleep_us, status_field, syscall_result, thread_state,
@@ -34,7 +43,6 @@ from userswap.tracee cimport (
 
 cdef extern from *:
     """
-    #include <dirent.h>
     #include <linux/futex.h>
     #include <poll.h>
     #include <pthread.h>
@@ -85,14 +93,6 @@ cdef extern from *:
         int fd
         short events, revents
     int poll(pollfd *fds, unsigned long count, int milliseconds) nogil
-
-    ctypedef struct DIR:
-        pass
-    ctypedef struct dirent "struct dirent":
-        char d_name[256]
-    DIR *opendir(const char *path) nogil
-    dirent *readdir(DIR *directory) nogil
-    int closedir(DIR *directory) nogil
 
     uint32_t atomic_load "__atomic_load_n"(uint32_t *word, int order) nogil
     void atomic_store "__atomic_store_n"(uint32_t *word, uint32_t value, int order) nogil
@@ -168,24 +168,19 @@ cdef void offer(Candidate *best, int *count, pid_t tid, int cost) noexcept nogil
 
 cdef int choose_threads(pid_t target, Candidate *best) noexcept nogil:
     """How many were found, or -errno. A few that cost nothing end the search."""
-    cdef char path[64]
-    cdef DIR *directory
-    cdef dirent *entry
+    cdef DIR *tasks = sys_open_tasks(target)
+    cdef pid_t tid
     cdef int count = 0, cost
-    snprintf(path, sizeof(path), b"/proc/%d/task", target)
-    directory = opendir(path)
-    if directory == NULL:
+    if tasks == NULL:
         return -ESRCH
     while count < 2 or best[1].cost > 0:
-        entry = readdir(directory)
-        if entry == NULL:
+        tid = sys_next_task(tasks)
+        if tid == 0:
             break
-        if entry.d_name[0] == c'.':
-            continue
-        cost = thread_cost(target, <pid_t>strtol(entry.d_name, NULL, 10))
+        cost = thread_cost(target, tid)
         if cost >= 0:
-            offer(best, &count, <pid_t>strtol(entry.d_name, NULL, 10), cost)
-    closedir(directory)
+            offer(best, &count, tid, cost)
+    closedir(tasks)
     return count if count > 0 else -ESRCH
 
 

@@ -12,6 +12,7 @@ cdef enum:
     MAX_BLOCKS = 1 << 20
     BUFFERS_MAX = 6         # blocks in memory: one open, the rest being written or kept until needed
     BUFFERS_MIN = 3
+    FETCHES = 4
     NO_BLOCK = 0xFFFFFFFF
     NO_SLOT = 0xFFFFFFFF
 
@@ -25,6 +26,7 @@ cdef enum BlockState:
 cdef struct Block:
     uint8_t state
     uint8_t area
+    uint8_t fetching        # on its way back into memory
     uint32_t slot           # place in the area, in blocks
     uint32_t live           # STORED entries that name this block
     uint32_t used           # pages packed
@@ -51,7 +53,10 @@ cdef struct Log:
     int queued
     uint32_t kept[6]        # STORED blocks whose data is still in memory, oldest first
     int kept_count
-    uint32_t changed        # futex: a buffer came free, a block was queued or written
+    uint32_t fetches[4]     # blocks that are wanted in memory, oldest first
+    int fetch_count
+    uint32_t fetch_wanted   # futex: there is one more
+    uint32_t changed        # futex: a buffer came free, a block was queued, written or fetched
     int error               # first error of a write that no area could take, or 0
     int errors              # failed writes in a row
     bint stopping           # nobody will write or wait any more
@@ -73,6 +78,10 @@ cdef void log_unpin(Log *log, uint32_t block) noexcept nogil
 cdef int log_read(Log *log, uint32_t block, uint32_t index, uint32_t count, uint8_t *into) noexcept nogil
 cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t index, uint32_t count,
                         uint8_t *into) noexcept nogil
+cdef bint log_in_memory(Log *log, uint32_t block) noexcept nogil
+cdef void log_fetch(Log *log, uint32_t block) noexcept nogil
+cdef bint log_fetch_next(Log *log) noexcept nogil
+cdef uint8_t *log_fetched(Log *log, uint32_t block) noexcept nogil
 cdef int log_write_next(Log *log) noexcept nogil
 cdef int log_clean(Log *log, uint8_t *scratch) noexcept nogil
 cdef void log_area_order(Log *log) noexcept nogil

@@ -312,6 +312,88 @@ cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t ind
     return area.read_later(area, reads, b.slot, <uint64_t>index * PAGE_BYTES, <uint64_t>count * PAGE_BYTES, into)
 
 
+# ---- fetching: blocks that will be read soon come back into memory whole
+
+cdef bint log_in_memory(Log *log, uint32_t block) noexcept nogil:
+    """Whether the block is in memory, or on its way there. An answer that is out of date does no harm."""
+    return log.blocks[block].data != NULL or log.blocks[block].fetching
+
+
+cdef void log_fetch(Log *log, uint32_t block) noexcept nogil:
+    """Asks for the block. Where there is much to do already, nothing."""
+    pthread_mutex_lock(&log.lock)
+    if log.fetch_count < FETCHES and log.blocks[block].state == BLOCK_STORED and not log_in_memory(log, block):
+        log.fetches[log.fetch_count] = block
+        log.fetch_count += 1
+        log.blocks[block].fetching = True
+        log.blocks[block].pins += 1
+    pthread_mutex_unlock(&log.lock)
+    add_u32(&log.fetch_wanted, 1)
+    sys_futex_wake(&log.fetch_wanted)
+
+
+cdef uint8_t *_fetch_begin(Log *log, uint32_t *at) noexcept nogil:
+    """The oldest block that is wanted, and a buffer for it. NULL when there is none, or none to spare: the block that
+    is packed next needs one."""
+    cdef uint8_t *buffer = NULL
+    cdef int place
+    pthread_mutex_lock(&log.lock)
+    if log.fetch_count > 0:
+        at[0] = log.fetches[0]
+        log.fetch_count -= 1
+        for place in range(log.fetch_count):
+            log.fetches[place] = log.fetches[place + 1]
+        if log.buffers_free > 1 or _buffer_recycle(log):
+            log.buffers_free -= 1
+            buffer = log.buffers[log.buffers_free]
+    pthread_mutex_unlock(&log.lock)
+    return buffer
+
+
+cdef bint log_fetch_next(Log *log) noexcept nogil:
+    """Fetches the oldest block that is wanted. False when there was none."""
+    cdef uint32_t at = NO_BLOCK
+    cdef uint8_t *buffer = _fetch_begin(log, &at)
+    cdef Block *block
+    cdef bint read = False
+    if at == NO_BLOCK:
+        return False
+    block = &log.blocks[at]
+    if buffer != NULL:
+        read = log_read(log, at, 0, block.used, buffer) == 0     # who needs it reads it again, and tells of the error
+    pthread_mutex_lock(&log.lock)
+    block.fetching = False
+    if read:
+        block.data = buffer
+        log.kept[log.kept_count] = at
+        log.kept_count += 1
+    elif buffer != NULL:
+        log.buffers[log.buffers_free] = buffer
+        log.buffers_free += 1
+    block.pins -= 1
+    _changed(log)
+    _block_free_if_unused(log, at)
+    pthread_mutex_unlock(&log.lock)
+    return True
+
+
+cdef uint8_t *log_fetched(Log *log, uint32_t block) noexcept nogil:
+    """The bytes of a pinned block that was not in memory when it was pinned: waited for if they are on their way; NULL
+    if they must be read."""
+    cdef uint32_t seen
+    cdef uint8_t *data
+    cdef bint fetching = True
+    while True:
+        seen = load_u32(&log.changed)
+        pthread_mutex_lock(&log.lock)
+        fetching = log.blocks[block].fetching and not log.stopping
+        data = log.blocks[block].data
+        pthread_mutex_unlock(&log.lock)
+        if not fetching:
+            return data
+        sys_futex_wait(&log.changed, seen, 1000000)
+
+
 # ---- writing
 
 cdef int _write_block(Log *log, uint32_t at) noexcept nogil:

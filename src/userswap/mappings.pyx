@@ -13,36 +13,42 @@ given back by an event that we read later.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
 from libc.string cimport memset, strncmp, strstr
+from posix.types cimport pid_t
 
 from userswap.mm cimport engine_stop, mm_forget
 from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_get, table_next, table_set
 from userswap.ranges cimport Range, Ranges, ranges_add, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.system cimport (
+    DIR,
     EAGAIN,
     ESRCH,
     PAGE_IS_PFNZERO,
     PAGE_IS_WRITTEN,
     PROCMAP_QUERY_FILE_BACKED_VMA,
     PROCMAP_QUERY_VMA_SHARED,
+    SYS_madvise,
+    SYS_process_madvise,
+    closedir,
     page_region,
     procmap_query,
     pthread_mutex_lock,
     pthread_mutex_unlock,
     sys_next_mapping,
+    sys_next_task,
     sys_now_us,
+    sys_open_tasks,
     sys_pagemap_scan,
     sys_uffd_protect,
     sys_uffd_register,
     sys_uffd_settled,
-    sys_uffd_unprotect,
+    sys_waiting_call,
 )
 from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, present_value
 
 cdef enum:
     REGIONS = 64
     USER_END_SHIFT = 47
-    QUIET_US = 100000           # after EVENT_REMOVE, until a mapping known in part is looked at
-    GONE_MS = 1000              # ... until what it removed is surely gone, if it goes at all
+    GONE_MS = 1000              # after EVENT_REMOVE, until what it removed is surely gone, if it goes at all
 
 
 cdef bint _ours(Mm *mm, procmap_query *mapping) noexcept nogil:
@@ -67,30 +73,26 @@ cdef bint _covered(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
     return ranges_end(&mm.ranges, start) >= end
 
 
-cdef bint _protect_zeros(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+cdef void _protect_zeros(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
     """Write-protects what maps the shared zero page (memory that was only read so far): a write to it allocates
-    and, unlike a first touch, would tell nobody. True if there is any."""
+    and, unlike a first touch, would tell nobody. What is written to meanwhile is protected as well: its next write
+    is told, once."""
     cdef page_region regions[64]
     cdef uint64_t at = start
     cdef long count = 1
     cdef long region
-    cdef bint any = False
     while at < end and count > 0:
         count = sys_pagemap_scan(mm.pagemap, True, &at, end, regions, REGIONS)
         for region in range(count):
-            any = True
             sys_uffd_protect(mm.uffd, regions[region].start, regions[region].end - regions[region].start)
-    return any
 
 
-cdef void _mark_region(Engine *engine, Mm *mm, page_region *region, bint zeros) noexcept nogil:
+cdef void _mark_region(Engine *engine, Mm *mm, page_region *region) noexcept nogil:
     """The zero page, protected, is a clean page whose copy is the entry of zeros."""
     cdef uint64_t page
     cdef uint32_t value = present_value(AGE_READAHEAD, 0)
     if region.categories & PAGE_IS_PFNZERO and not region.categories & PAGE_IS_WRITTEN:
         value = present_value(AGE_READAHEAD, engine.zero_offset)
-    elif zeros:
-        sys_uffd_unprotect(mm.uffd, region.start, region.end - region.start)   # written to meanwhile
     for page in range(region.start >> PAGE_SHIFT, region.end >> PAGE_SHIFT):
         if table_get(mm.table, page) != 0:
             continue
@@ -105,13 +107,13 @@ cdef void _mark_present(Engine *engine, Mm *mm, uint64_t start, uint64_t end) no
     cdef page_region regions[64]
     cdef uint64_t at = start
     cdef long count, region
-    cdef bint zeros = _protect_zeros(mm, start, end)
+    _protect_zeros(mm, start, end)
     while at < end:
         count = sys_pagemap_scan(mm.pagemap, False, &at, end, regions, REGIONS)
         if count < 0:
             return
         for region in range(count):
-            _mark_region(engine, mm, &regions[region], zeros)
+            _mark_region(engine, mm, &regions[region])
 
 
 cdef void _forget_uncovered(Engine *engine, Mm *mm, uint64_t page, uint64_t end) noexcept nogil:
@@ -216,13 +218,17 @@ cdef void _take_back(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexc
 
 
 cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nogil:
+    """A mapping of which a part is known has been registered all the time, and grew: each of its pages came by a fault
+    that we have answered. What is present there and not known has just been given back, and is about to go."""
     cdef uint64_t start = mapping.vma_start
     cdef uint64_t end = mapping.vma_end
+    cdef bint grown = ranges_hit(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     if sys_uffd_register(mm.uffd, start, end - start) != 0:
         return
     _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     ranges_add(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
-    _mark_present(engine, mm, start, end)
+    if not grown:
+        _mark_present(engine, mm, start, end)
 
 
 cdef void _promote_leaf(Engine *engine, Mm *mm, uint64_t page, uint32_t *leaf) noexcept nogil:
@@ -242,6 +248,23 @@ cdef void _promote_leaf(Engine *engine, Mm *mm, uint64_t page, uint32_t *leaf) n
                     mm.present += 1
 
 
+cdef bint _is_giving_back(Mm *mm) noexcept nogil:
+    """Whether a thread waits amid a call that gives pages back, having told us."""
+    cdef DIR *tasks = sys_open_tasks(mm.pid)
+    cdef pid_t tid
+    cdef long number
+    cdef bint found = False
+    while tasks != NULL and not found:
+        tid = sys_next_task(tasks)
+        if tid == 0:
+            break
+        number = sys_waiting_call(mm.pid, tid)
+        found = number == SYS_madvise or number == SYS_process_madvise
+    if tasks != NULL:
+        closedir(tasks)
+    return found
+
+
 cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
     """Pages that MADV_FREE has given back and that are still there, perhaps written to again, are taken for present
     after a while. (The event is the same for MADV_DONTNEED, whose pages the kernel drops when the caller gets to
@@ -249,6 +272,7 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
     cdef uint32_t now = <uint32_t>(sys_now_us() // 1000)
     cdef uint64_t page = 0
     cdef uint32_t *leaf
+    cdef bint looked = False
     pthread_mutex_lock(&mm.lock)
     while mm.removed_at != 0 and sys_uffd_settled(mm.uffd):
         leaf = table_next(mm.table, &page)
@@ -256,6 +280,9 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
             break
         page -= page % TABLE_LEAF_PAGES
         if leaf[TABLE_REMOVED] != 0 and now - leaf[TABLE_REMOVED] > GONE_MS:
+            if not looked and _is_giving_back(mm):
+                break
+            looked = True
             _promote_leaf(engine, mm, page, leaf)
         page += TABLE_LEAF_PAGES
     pthread_mutex_unlock(&mm.lock)
@@ -264,9 +291,7 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
     """Registers the mappings that are not yet. Returns how many there were.
 
-    While an event is under way the table may speak of what was at an address before: then it waits as well.
-    A mapping of which a part is known already has been registered all the time, so that its rest may hold pages
-    which an event has removed from our table but the kernel not yet from the mapping: it waits for quiet."""
+    While an event is under way the table may speak of what was at an address before: then it waits."""
     cdef procmap_query mapping
     cdef char name[4352]        # the kernel refuses a shorter one than the name
     cdef uint64_t at = 0
@@ -280,8 +305,7 @@ cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
             continue
         pthread_mutex_lock(&mm.lock)
         if not _covered(mm, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT):
-            if not sys_uffd_settled(mm.uffd) or (
-                    sys_now_us() - mm.removed_at < QUIET_US and _partly_known(mm, &mapping)):
+            if not sys_uffd_settled(mm.uffd):
                 again = True
             else:
                 _register(engine, mm, &mapping)
@@ -290,7 +314,3 @@ cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
     if again:
         mm.rescan = True
     return registered
-
-
-cdef bint _partly_known(Mm *mm, procmap_query *mapping) noexcept nogil:
-    return ranges_hit(&mm.ranges, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT)

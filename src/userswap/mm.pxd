@@ -19,6 +19,7 @@ cdef enum:
     WHOLE_TABLE_BITS = 35   # pages of the user's half of an address space
     MAX_CPUS = 256
     MAX_WORKERS = 512
+    WARMERS_MAX = 4
     REASON_BYTES = 256
     MAX_LEFT_ALONE = 64
     ENTRIES_FOR_EVER = 2    # zero_offset, shared_offset
@@ -110,9 +111,14 @@ cdef struct Worker:
     int cpu
     uint8_t *buffer         # WINDOW_MAX pages
     sys_reads reads
-    uint64_t served_at      # us: when it last had nothing left to serve
+    uint32_t served         # faults that followed another soon
     int eager               # turns in which it looks for the next fault before it sleeps
     Pending pending
+
+cdef struct Warmer:
+    Engine *engine
+    int cpu
+    pthread_t thread
 
 cdef struct Engine:
     Space space
@@ -147,9 +153,11 @@ cdef struct Engine:
     uint64_t progress_at    # us: when something was last evicted
     pthread_t evictor
     pthread_t writer
+    pthread_t fetcher
     pthread_t monitor
     bint evictor_runs
     bint writer_runs
+    bint fetcher_runs
     bint monitor_runs
     int stop_event          # eventfd that ends the waits of all threads
     Tree tree
@@ -159,6 +167,13 @@ cdef struct Engine:
     pthread_t workers[512]
     Worker *worker_state[512]
     int worker_count
+    uint64_t served_at      # us: when a fault was last answered
+    bint may_spin           # where a CPU is idle; nobody pays for it
+    Warmer warmers[4]       # WARMERS_MAX
+    int warmer_count
+    uint32_t warm           # futex: they are wanted
+    uint64_t warm_until     # us
+    uint32_t spinning       # how many do
     uint32_t window_most    # pages that one fault brings at most
     uint32_t zero_offset    # an entry of zeros for ever, for pages that map the shared zero page
     uint32_t shared_offset  # an entry of nothing for ever, for pages shared since a fork

@@ -7,6 +7,7 @@ its id or by mm_next owns a reference.
 
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
+from posix.unistd cimport close
 
 from userswap.inject cimport helper_end
 from userswap.log cimport log_freed
@@ -29,9 +30,6 @@ from userswap.system cimport (
     sys_signal_eventfd,
 )
 from userswap.types cimport is_busy, is_present, offset_of
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int)
 
 
 # ---- references and the table of mms

@@ -7,6 +7,8 @@ that is a few times a second far below the limit, and once a millisecond near it
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
+from posix.unistd cimport close
 
 from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
@@ -40,14 +42,6 @@ from userswap.processes cimport (
     tree_refresh,
     tree_sample,
 )
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int)
-
-cdef extern from "<fcntl.h>" nogil:
-    int open(const char *, int)
-    int O_RDONLY
-    int O_CLOEXEC
 
 cdef enum:
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory

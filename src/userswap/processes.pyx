@@ -5,36 +5,22 @@ Everything is read from /proc, so that no process is touched. A process is looke
 (/proc/loadavg tells the last pid); what it uses is one read of an open file.
 """
 
-from libc.stdio cimport sscanf
-from libc.stdlib cimport atoi, free, realloc, strtol
+from libc.stdio cimport snprintf, sscanf
+from libc.stdlib cimport free, realloc, strtol
 from libc.string cimport memset, strcmp, strlen, strncpy, strrchr, strstr
+from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
+from posix.unistd cimport close
 
 from userswap.system cimport (
+    DIR,
+    closedir,
+    sys_next_task,
     sys_now_us,
     sys_open_proc,
+    sys_open_tasks,
     sys_read_small,
     sys_same_memory,
 )
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int)
-
-cdef extern from "<fcntl.h>" nogil:
-    int open(const char *, int)
-    int O_RDONLY
-    int O_CLOEXEC
-
-cdef extern from "<stdio.h>" nogil:
-    int snprintf(char *, size_t, const char *, ...)
-
-cdef extern from "<dirent.h>" nogil:
-    ctypedef struct DIR:
-        pass
-    struct dirent:
-        char d_name[256]
-    DIR *opendir(const char *)
-    dirent *readdir(DIR *)
-    int closedir(DIR *)
 
 cdef enum:
     CHILDREN_BYTES = 1 << 16
@@ -129,20 +115,16 @@ cdef void _walk_children(Tree *tree, pid_t parent, char *text) noexcept nogil:
 cdef void _walk(Tree *tree, pid_t pid, char *text) noexcept nogil:
     """Reads the children of all threads of a process."""
     cdef char path[64]
-    cdef DIR *tasks
-    cdef dirent *task
+    cdef DIR *tasks = sys_open_tasks(pid)
+    cdef pid_t tid
     cdef int fd
-    snprintf(path, sizeof(path), b"/proc/%d/task", <int>pid)
-    tasks = opendir(path)
     if tasks == NULL:
         return
     while True:
-        task = readdir(tasks)
-        if task == NULL:
+        tid = sys_next_task(tasks)
+        if tid == 0:
             break
-        if task.d_name[0] == c'.':
-            continue
-        snprintf(path, sizeof(path), b"/proc/%d/task/%d/children", <int>pid, atoi(task.d_name))
+        snprintf(path, sizeof(path), b"/proc/%d/task/%d/children", <int>pid, <int>tid)
         fd = open(path, O_RDONLY | O_CLOEXEC)
         if fd < 0:
             continue

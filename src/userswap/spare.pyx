@@ -8,24 +8,21 @@ block, and the kernel tells where the list is.
 """
 
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport atoi
 from libc.string cimport memset
+from posix.types cimport pid_t
 
 from userswap.ranges cimport Ranges, ranges_add, ranges_free
-from userswap.system cimport pthread_mutex_lock, pthread_mutex_unlock, sys_now_us, sys_robust_list
+from userswap.system cimport (
+    DIR,
+    closedir,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_next_task,
+    sys_now_us,
+    sys_open_tasks,
+    sys_robust_list,
+)
 from userswap.types cimport PAGE_SHIFT
-
-cdef extern from "<stdio.h>" nogil:
-    int snprintf(char *, size_t, const char *, ...)
-
-cdef extern from "<dirent.h>" nogil:
-    ctypedef struct DIR:
-        pass
-    struct dirent:
-        char d_name[256]
-    DIR *opendir(const char *)
-    dirent *readdir(DIR *)
-    int closedir(DIR *)
 
 cdef enum:
     LOOK_EVERY_US = 50000
@@ -35,24 +32,22 @@ cdef enum:
 cdef void spare_look(Engine *engine, Mm *mm) noexcept nogil:
     """Looks at the threads of the process that the mm was entered through, now and then. A thread made since the last
     look is safe for a while, as its control block is young."""
-    cdef char path[64]
     cdef Ranges spared, old
-    cdef dirent *task
     cdef DIR *tasks
+    cdef pid_t tid
     cdef uint64_t list_head
     cdef uint64_t start = sys_now_us()
     if start < mm.spare_next:
         return
-    snprintf(path, sizeof(path), b"/proc/%d/task", <int>mm.pid)
-    tasks = opendir(path)
+    tasks = sys_open_tasks(mm.pid)
     if tasks == NULL:
         return
     memset(&spared, 0, sizeof(Ranges))
     while True:
-        task = readdir(tasks)
-        if task == NULL:
+        tid = sys_next_task(tasks)
+        if tid == 0:
             break
-        list_head = sys_robust_list(atoi(task.d_name)) if task.d_name[0] != c'.' else 0
+        list_head = sys_robust_list(tid)
         if list_head != 0:
             ranges_add(&spared, list_head >> PAGE_SHIFT, (list_head >> PAGE_SHIFT) + 1)
     closedir(tasks)

@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from userswap import guard, launch, libc, statistics, tree
+from userswap import cgroups, guard, launch, libc, statistics, tree
 from userswap.areas import Area, abandon_areas, release_areas
 from userswap.channel import Channel
 from userswap.control import Control
@@ -78,7 +78,10 @@ class Supervisor:
         from userswap.engine import Engine
 
         return Engine(
-            ram_limit_bytes, [(area.fd, area.size_bytes) for area in self._areas.values()], os.getppid()
+            ram_limit_bytes,
+            [(area.fd, area.size_bytes) for area in self._areas.values()],
+            os.getppid(),
+            not cgroups.cpu_is_limited(),
         )
 
     def _leave_terminal(self) -> None:

@@ -4,6 +4,7 @@
 #ifndef USERSWAP_SYSTEM_H
 #define USERSWAP_SYSTEM_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
@@ -21,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -99,11 +101,13 @@ struct sys_reads {
 	uint32_t started;
 	int loadavg; /* -1: never spin */
 	int cpus;
+	const uint32_t *spinning; /* threads that run only where nobody else does */
 	struct iocb parts[SYS_READS_MAX];
 };
 
-/* For the calling thread. Without the right to asynchronous calls the reads are done one after the other. */
-static inline void sys_reads_init(struct sys_reads *reads)
+/* For the calling thread, which may spin if it is told how many do. Without the right to asynchronous calls the reads
+ * are done one after the other. */
+static inline void sys_reads_init(struct sys_reads *reads, const uint32_t *spinning)
 {
 	cpu_set_t set;
 
@@ -111,9 +115,10 @@ static inline void sys_reads_init(struct sys_reads *reads)
 	if (syscall(SYS_io_setup, SYS_READS_MAX, &reads->context) != 0)
 		reads->context = 0;
 	reads->cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
+	reads->spinning = spinning;
 	reads->loadavg = -1;
 	/* The first thread's, as this one may be pinned. */
-	if (sched_getaffinity(getpid(), sizeof set, &set) == 0 && CPU_COUNT(&set) == reads->cpus &&
+	if (spinning && sched_getaffinity(getpid(), sizeof set, &set) == 0 && CPU_COUNT(&set) == reads->cpus &&
 	    sched_getscheduler(0) == SCHED_FIFO)
 		reads->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
 }
@@ -165,7 +170,7 @@ static inline int sys_cpu_to_spare(const struct sys_reads *reads)
 	running = strchr(text, '/');
 	while (running && running > text && running[-1] != ' ')
 		running--;
-	return running && atoi(running) < reads->cpus;
+	return running && atoi(running) - (int)__atomic_load_n(reads->spinning, __ATOMIC_RELAXED) < reads->cpus;
 }
 
 /* The rest of a read that gave less than was asked for. */
@@ -394,12 +399,49 @@ static inline long sys_read_small(int fd, char *text, size_t room)
 	return n;
 }
 
+/* The number of the system call in which a thread waits, -1 if it runs, or may not be asked. */
+static inline long sys_waiting_call(pid_t pid, pid_t tid)
+{
+	char text[256];
+	char *end;
+	long number;
+	int fd;
+
+	snprintf(text, sizeof text, "/proc/%d/task/%d/syscall", (int)pid, (int)tid);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	number = sys_read_small(fd, text, sizeof text) > 0 ? strtol(text, &end, 10) : -1;
+	close(fd);
+	return number >= 0 && end != text ? number : -1;
+}
+
 static inline int sys_open_proc(pid_t pid, const char *name)
 {
 	char path[64];
 
 	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
 	return (int)sys_result(open(path, O_RDONLY | O_CLOEXEC));
+}
+
+/* The threads of a process: sys_next_task gives their ids, 0 at the end. NULL when there is no such process; else
+ * to be closed by closedir. */
+static inline DIR *sys_open_tasks(pid_t pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+	return opendir(path);
+}
+
+static inline pid_t sys_next_task(DIR *tasks)
+{
+	const struct dirent *task;
+
+	do
+		task = readdir(tasks);
+	while (task && task->d_name[0] == '.');
+	return task ? atoi(task->d_name) : 0;
 }
 
 /* The head of a thread's list of robust mutexes, 0 if it has none or may not be asked. */
@@ -418,6 +460,17 @@ static inline void sys_pin_to_cpu(int cpu)
 	CPU_ZERO(&set);
 	CPU_SET(cpu, &set);
 	sched_setaffinity(0, sizeof set, &set);
+}
+
+/* The lowest priority that still counts as being busy. */
+static inline void sys_humble(void)
+{
+	setpriority(PRIO_PROCESS, (id_t)gettid(), 19);
+}
+
+static inline void sys_pause(void)
+{
+	__builtin_ia32_pause();
 }
 
 static inline void sys_name_thread(const char *name)

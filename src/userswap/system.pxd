@@ -109,7 +109,7 @@ cdef extern from "system.h" nogil:
         SYS_READS_MAX
     ctypedef struct sys_reads "struct sys_reads":
         uint32_t count
-    void sys_reads_init(sys_reads *)
+    void sys_reads_init(sys_reads *, const uint32_t *spinning)
     void sys_reads_deinit(sys_reads *)
     void sys_reads_add(sys_reads *, int, void *, uint64_t, uint64_t)
     void sys_reads_start(sys_reads *)
@@ -135,7 +135,16 @@ cdef extern from "system.h" nogil:
     bint sys_poll_in(int, uint64_t)
     long sys_read_small(int, char *, size_t)
     int sys_open_proc(pid_t, const char *)
+    ctypedef struct DIR:
+        pass
+    DIR *sys_open_tasks(pid_t)
+    pid_t sys_next_task(DIR *)
+    int closedir(DIR *)
+    const long SYS_madvise, SYS_process_madvise
+    long sys_waiting_call(pid_t, pid_t tid)
     void sys_pin_to_cpu(int)
+    void sys_humble()
+    void sys_pause()
     void sys_name_thread(const char *)
     # Real-time priorities, higher first. A thread that is traced may spin in a fault of its own until it is served.
     const int PRIORITY_TRACEE, PRIORITY_FAULT, PRIORITY_MONITOR

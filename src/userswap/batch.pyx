@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A batch of pages on its way out of an address space: chosen, moved to staging, marked as swapped.
+
+All of it happens under one hold of Mm.lock and of Mm.helper_lock (evict.pyx says who sees what meanwhile).
+"""
+
+from userswap.inject cimport USERSWAP_MOVE, helper_call, userswap_item
+from userswap.log cimport log_freed
+from userswap.mm cimport copy_of
+from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
+from userswap.ranges cimport ranges_hit
+from userswap.reclaim cimport reclaim_run
+from userswap.space cimport space_allocate, space_free, space_put
+from userswap.system cimport (
+    EAGAIN,
+    EBUSY,
+    ENOENT,
+    ENOSPC,
+    add_i64,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_page_absent,
+)
+from userswap.types cimport AGE_MAX, CACHED, PAGE_SHIFT, entry_make, offset_of, present_value
+
+
+# ---- the choice
+
+cdef uint32_t _unspared(Mm *mm, uint64_t page, uint32_t count) noexcept nogil:
+    """How many of `count` pages lie before one that must stay."""
+    cdef uint32_t at
+    if not ranges_hit(&mm.spared, page, page + count):
+        return count
+    for at in range(count):
+        if ranges_hit(&mm.spared, page + at, page + at + 1):
+            return at
+    return count
+
+
+cdef bint batch_choose(Mm *mm, Batch *batch) noexcept nogil:
+    """Fills the batch from the hand on. False when the hand reached the end of the table and starts anew."""
+    cdef uint32_t start, count
+    cdef uint64_t within
+    cdef uint32_t *leaf
+    batch.run_count = 0
+    batch.pages = 0
+    while batch.pages < BATCH_PAGES and batch.run_count < BATCH_RUNS:
+        leaf = table_next(mm.table, &mm.hand)
+        if leaf == NULL:
+            mm.hand = 0
+            return False
+        within = mm.hand % TABLE_LEAF_PAGES
+        count = reclaim_run(&leaf[within], <uint32_t>(TABLE_LEAF_PAGES - within), BATCH_PAGES - batch.pages, &start)
+        if count == 0:
+            mm.hand += TABLE_LEAF_PAGES - within
+            continue
+        count = _unspared(mm, mm.hand + start, count)
+        if count == 0:
+            mm.hand += start + 1
+            continue
+        batch.runs[batch.run_count].page = mm.hand + start
+        batch.runs[batch.run_count].count = count
+        batch.runs[batch.run_count].moved = 0
+        batch.runs[batch.run_count].staged = batch.pages
+        batch.runs[batch.run_count].first = batch.pages
+        batch.run_count += 1
+        batch.pages += count
+        mm.hand += start + count
+    return True
+
+
+cdef void _forget_copy(Engine *engine, Mm *mm, uint64_t page, uint32_t value) noexcept nogil:
+    """The copy of a clean page is not to be trusted. Space.lock is held."""
+    cdef uint64_t freed = space_put(&engine.space, offset_of(value))
+    if freed != 0:
+        log_freed(&engine.log, freed)
+    table_set(mm.table, page, present_value(0, 0))
+
+
+cdef int batch_allocate(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
+    """An offset for each dirty page of the batch. Returns 0 or -ENOSPC, the batch cut short."""
+    cdef uint32_t run, at, value
+    cdef uint32_t place = 0
+    pthread_mutex_lock(&engine.space.lock)
+    for run in range(batch.run_count):
+        for at in range(batch.runs[run].count):
+            value = table_get(mm.table, batch.runs[run].page + at)
+            if engine.ksm and copy_of(engine, value) != 0 and offset_of(value) != engine.zero_offset:
+                _forget_copy(engine, mm, batch.runs[run].page + at, value)
+                value = 0
+            batch.dirty[place] = copy_of(engine, value) == 0
+            batch.offsets[place] = offset_of(value)
+            if batch.dirty[place]:
+                batch.offsets[place] = space_allocate(&engine.space, entry_make(CACHED, 1, 0))
+            if batch.offsets[place] == 0:
+                pthread_mutex_unlock(&engine.space.lock)
+                return -ENOSPC
+            place += 1
+    pthread_mutex_unlock(&engine.space.lock)
+    return 0
+
+
+# ---- the move
+
+cdef void _refuse(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
+    """The page cannot be taken now (pinned, shared, locked, in a mapping of another kind): not for a while."""
+    table_set(mm.table, page, present_value(AGE_MAX, offset_of(table_get(mm.table, page))))
+    add_i64(&engine.counters.evict_refused_pinned, 1)
+
+
+cdef void _request_moves(Batch *batch, Mm *mm, uint32_t first_run) noexcept nogil:
+    """Asks for what is left of the runs from `first_run` on."""
+    cdef userswap_item *item = &mm.helper.mailbox.items[0]
+    cdef Run *run
+    cdef uint32_t at
+    for at in range(first_run, batch.run_count):
+        run = &batch.runs[at]
+        item.src = (run.page + run.moved) << PAGE_SHIFT
+        item.dst = batch.staging + (<uint64_t>(run.staged + run.moved) << PAGE_SHIFT)
+        item.len = <uint64_t>(run.count - run.moved) << PAGE_SHIFT
+        item += 1
+    mm.helper.mailbox.request = USERSWAP_MOVE
+    mm.helper.mailbox.mode = 0
+    mm.helper.mailbox.count = batch.run_count - first_run
+
+
+cdef bint _count_untold(Batch *batch, Mm *mm, Run *run) noexcept nogil:
+    """Adds what a move that stopped has taken without saying so. True if there was any.
+
+    Linux 6.18 (move_pages in mm/userfaultfd.c) does not forget the -EAGAIN of a page table entry that changed while
+    it was looked at, as while memory is compacted, or on a first write to the shared zero page. So it takes its next
+    try, which moves what follows, for failed as well, and ends with EEXIST on finding the place taken: by what it has
+    moved itself."""
+    cdef uint64_t staged = (batch.staging >> PAGE_SHIFT) + run.staged
+    cdef uint32_t before = run.moved
+    while (run.moved < run.count and sys_page_absent(mm.pagemap, staged + run.moved) == 0
+            and sys_page_absent(mm.pagemap, run.page + run.moved) == 1):
+        run.moved += 1
+    batch.moved += run.moved - before
+    return run.moved > before
+
+
+cdef int _move_once(Mm *mm, Batch *batch, uint32_t first_run, uint32_t *failed) noexcept nogil:
+    """One call of the helper. Returns 0 when all runs from `first_run` on were moved; else the -errno that
+    ended the run *failed; or -1000 - errno when the helper does not answer."""
+    cdef userswap_item *item = &mm.helper.mailbox.items[0]
+    cdef uint32_t at, moved
+    cdef int result
+    _request_moves(batch, mm, first_run)
+    result = helper_call(&mm.helper)
+    if result != 0:
+        return -1000 + result
+    for at in range(first_run, batch.run_count):
+        moved = 0
+        if item.result > 0:
+            moved = min(<uint32_t>(item.result >> PAGE_SHIFT), batch.runs[at].count - batch.runs[at].moved)
+        batch.runs[at].moved += moved
+        batch.moved += moved
+        if batch.runs[at].moved < batch.runs[at].count:
+            failed[0] = at
+            if _count_untold(batch, mm, &batch.runs[at]):
+                return 1
+            if item.result < 0:
+                return <int>item.result
+            return -EAGAIN if moved == 0 else 1     # stopped midway: asking for the rest tells why
+        item += 1
+    return 0
+
+
+cdef int batch_move(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
+    """Moves the batch, going round pages that cannot be moved. Returns 0, -EAGAIN when messages are to be read
+    before the rest can be moved, or -errno of a helper that is gone."""
+    cdef uint32_t first = 0
+    cdef int result
+    batch.moved = 0
+    while first < batch.run_count:
+        if batch.runs[first].moved == batch.runs[first].count:
+            first += 1
+            continue
+        result = _move_once(mm, batch, first, &first)
+        if result == 0:
+            return 0
+        if result <= -1000:
+            return result + 1000
+        if result == -EAGAIN:
+            mm.hand = batch.runs[first].page + batch.runs[first].moved
+            return -EAGAIN
+        if result == 1:
+            continue
+        _stopped_at(engine, mm, batch, &batch.runs[first], result)
+        first += 1
+    return 0
+
+
+cdef void _stopped_at(Engine *engine, Mm *mm, Batch *batch, Run *run, int result) noexcept nogil:
+    cdef uint64_t page = run.page + run.moved
+    if result == -ENOENT and sys_page_absent(mm.pagemap, page) == 1 and copy_of(
+            engine, table_get(mm.table, page)) == 0:
+        # MADV_FREE had given it back before we knew of the mapping, and the kernel has dropped it since.
+        table_set(mm.table, page, 0)
+        mm.present -= 1
+        add_i64(&engine.counters.pages_vanished, 1)
+    elif result == -EBUSY and batch.refused_count < BATCH_REFUSED and not _unshared(mm, batch, page):
+        batch.refused[batch.refused_count].page = page
+        batch.refused[batch.refused_count].count = run.count - run.moved
+        batch.refused_count += 1
+    else:
+        _refuse(engine, mm, page)
+        _go_round(batch, run)
+
+
+cdef void _go_round(Batch *batch, Run *run) noexcept nogil:
+    """The run ends with the page that was refused; what lies behind it is a run of its own."""
+    cdef Run *rest = &batch.runs[batch.run_count]
+    cdef uint32_t skip = run.moved + 1
+    if skip < run.count and batch.run_count < BATCH_RUNS:
+        rest.page = run.page + skip
+        rest.count = run.count - skip
+        rest.moved = 0
+        rest.staged = run.staged + skip
+        rest.first = run.first + skip
+        run.count = skip
+        batch.run_count += 1
+
+
+cdef bint _unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil:
+    """Whether the page has just been made the address space's own: then it is pinned, not shared."""
+    cdef uint32_t at
+    if batch.unshared_mm != mm.id:
+        return False
+    for at in range(batch.unshared_count):
+        if batch.unshared[at].page <= page < batch.unshared[at].page + batch.unshared[at].count:
+            return True
+    return False
+
+
+cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
+    """What has moved is swapped; offsets that were not needed are freed."""
+    cdef Run *run
+    cdef uint32_t at, place, number
+    cdef uint32_t zeros = 0
+    for number in range(batch.run_count):
+        run = &batch.runs[number]
+        for at in range(run.count):
+            place = run.first + at
+            if at < run.moved:
+                table_set(mm.table, run.page + at, batch.offsets[place])
+                zeros += batch.offsets[place] == engine.zero_offset
+                if not batch.dirty[place]:
+                    add_i64(&engine.counters.pages_evicted_clean, 1)
+            elif batch.dirty[place]:
+                pthread_mutex_lock(&engine.space.lock)
+                space_free(&engine.space, batch.offsets[place])
+                pthread_mutex_unlock(&engine.space.lock)
+    mm.present -= batch.moved
+    mm.swapped += batch.moved
+    mm.staging_pages += batch.moved - zeros     # the shared zero page is no memory of anybody
+    engine.evict_clock += batch.moved
+    add_i64(&engine.counters.pages_evicted, batch.moved)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writeback: the thread that writes full blocks to the areas, and room in these when they are nearly full."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from userswap.log cimport log_clean, log_fetch_next, log_free_slots, log_write_next
+from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
+from userswap.pagetable cimport table_visit
+from userswap.system cimport (
+    EAGAIN,
+    ECANCELED,
+    ENOSPC,
+    add_i64,
+    load_u32,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_futex_wait,
+    sys_name_thread,
+    sys_sleep_us,
+)
+from userswap.types cimport age_of, is_present, offset_of, present_value
+
+cdef enum:
+    SLOTS_SPARE = 4         # blocks that cleaning needs to work in
+    CLEAN_TURNS = 1000      # waits for a block that is in use
+    CLEAN_GAIN = 16         # dead pages that a block must have for cleaning to help
+
+cdef struct Forgetting:
+    Engine *engine
+    int64_t copies
+
+
+cdef void writeback_failed(Engine *engine, int result) noexcept nogil:
+    """Nothing more can be packed: the program is stopped, unless the engine just ends."""
+    if result == -ECANCELED:
+        return
+    if result == -ENOSPC:
+        engine_stop(engine, b"the swap areas are full", 0)
+    else:
+        engine_stop(engine, b"the swap areas cannot be written: error", result)
+
+
+cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef Forgetting *forgetting = <Forgetting *>context
+    cdef Engine *engine = forgetting.engine
+    cdef uint64_t at
+    for at in range(count):
+        if (not is_present(values[at]) or copy_of(engine, values[at]) == 0
+                or offset_of(values[at]) == engine.zero_offset):
+            continue
+        entry_put(engine, offset_of(values[at]))
+        values[at] = present_value(age_of(values[at]), 0)       # still write-protected: one fault more
+        forgetting.copies += 1
+
+
+cdef int64_t _forget_copies(Engine *engine) noexcept nogil:
+    """Gives up the copies that are kept of present pages, as they take the place of what must be swapped. How many
+    there were."""
+    cdef Forgetting forgetting
+    cdef uint32_t position = 0
+    cdef Mm *mm
+    forgetting.engine = engine
+    forgetting.copies = 0
+    while True:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            return forgetting.copies
+        pthread_mutex_lock(&mm.lock)
+        table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _forget_values, &forgetting)
+        pthread_mutex_unlock(&mm.lock)
+        mm_put(engine, mm)
+
+
+cdef void writeback_make_room(Engine *engine, uint8_t *scratch) noexcept nogil:
+    """Cleans until there are slots to write to; `scratch` holds a block. The copies of pages that are present go first,
+    as soon as cleaning alone would gain too little."""
+    cdef int gained
+    cdef int turns = 0
+    while log_free_slots(&engine.log) < SLOTS_SPARE and not engine.stopping:
+        gained = log_clean(&engine.log, scratch)
+        if gained == -EAGAIN and turns < CLEAN_TURNS:
+            turns += 1
+            sys_sleep_us(200)
+        elif gained < CLEAN_GAIN and _forget_copies(engine) > 0:
+            continue
+        elif gained < CLEAN_GAIN:
+            if log_free_slots(&engine.log) == 0:
+                writeback_failed(engine, -ENOSPC if gained >= 0 else gained)
+                sys_sleep_us(100000)
+            return
+        add_i64(&engine.counters.blocks_cleaned, 1)
+
+
+cdef void *fetch_main(void *argument) noexcept nogil:
+    """Reads the blocks that streams will want next."""
+    cdef Engine *engine = <Engine *>argument
+    cdef uint32_t seen
+    sys_name_thread(b"fetch")
+    while not engine.stopping:
+        seen = load_u32(&engine.log.fetch_wanted)
+        if not log_fetch_next(&engine.log):
+            sys_futex_wait(&engine.log.fetch_wanted, seen, 3600000000)
+    return NULL
+
+
+cdef void *writeback_main(void *argument) noexcept nogil:
+    cdef Engine *engine = <Engine *>argument
+    cdef uint32_t seen
+    cdef int result
+    sys_name_thread(b"write")
+    while not engine.evictor_over:
+        seen = load_u32(&engine.log.changed)
+        result = log_write_next(&engine.log)
+        if result < 0:
+            sys_sleep_us(10000)
+        elif result == 0:
+            sys_futex_wait(&engine.log.changed, seen, 3600000000)
+    return NULL
