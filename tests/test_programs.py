@@ -54,7 +54,7 @@ def test_go_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_large_dict(userswap: Runner) -> None:
-    userswap.quarter(script("walk_dict.py", 1_000_000))
+    userswap.quarter(script("walk_dict.py", 600_000))
 
 
 def test_sqlite_in_memory(userswap: Runner) -> None:
@@ -62,7 +62,7 @@ def test_sqlite_in_memory(userswap: Runner) -> None:
 
 
 def test_script_of_several_processes(userswap: Runner) -> None:
-    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "1000000"])
+    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "600000"])
 
 
 def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Path) -> None:
