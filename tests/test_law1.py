@@ -33,6 +33,7 @@ BALLAST_MIB = "128"
 
 BEHAVIOURS = [
     "fork_evicted",
+    "fork_race",
     "wipe_on_fork",
     "exec_evicted",
     "vfork_evicted",

@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 from posix.types cimport pid_t
 from posix.unistd cimport close
 
-from userswap.events cimport events_drain
+from userswap.events cimport events_await_parent, events_drain
 from userswap.inject cimport Helper, helper_end, helper_inject
 from userswap.mappings cimport mappings_register, mappings_verify
 from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
@@ -83,6 +83,7 @@ cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     close(helper.uffd)      # the mm has one
     helper.uffd = mm.uffd
     result = _bind(engine, mm, pid, &helper)
+    events_await_parent(engine, mm)
     for _turn in range(VERIFY_TRIES):
         if result != 0 or mappings_verify(engine, mm):
             return result

@@ -8,3 +8,4 @@ from userswap.system cimport uffd_msg
 
 cdef int event_read(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil
 cdef bint events_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil
+cdef void events_await_parent(Engine *engine, Mm *child) noexcept nogil

@@ -9,9 +9,17 @@ meets that calls events_drain and looks again.
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport realloc
 
-from userswap.limit cimport room_left
-from userswap.mappings cimport mappings_protect, mappings_unshared
-from userswap.mm cimport Pending, engine_stop, mm_forget, mm_fork, mm_insert, mm_move, mm_removed
+from userswap.forks cimport forks_child, forks_departing, forks_moved
+from userswap.mm cimport (
+    Pending,
+    engine_stop,
+    mm_forget,
+    mm_get,
+    mm_move,
+    mm_put,
+    mm_removed,
+    mm_settled,
+)
 from userswap.ranges cimport ranges_add, ranges_hit, ranges_remove
 from userswap.system cimport (
     EAGAIN,
@@ -23,9 +31,9 @@ from userswap.system cimport (
     add_i64,
     pthread_mutex_lock,
     pthread_mutex_unlock,
-    sys_signal_eventfd,
     sys_sleep_us,
     sys_uffd_read,
+    sys_uffd_settled,
     sys_uffd_wake,
     uffd_msg,
 )
@@ -33,20 +41,6 @@ from userswap.types cimport PAGE_BYTES, PAGE_SHIFT
 
 
 # ---- events, with Mm.lock held
-
-cdef void _forked(Engine *engine, Mm *mm, int uffd) noexcept nogil:
-    cdef Mm *child
-    cdef bint mark = mm.present > room_left(engine)     # there might be no room for what they write to from now on
-    mappings_unshared(engine, mm)
-    child = mm_fork(engine, mm, uffd, mark)
-    add_i64(&engine.counters.forks, 1)
-    if child == NULL or mm_insert(engine, child) != 0:
-        engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
-    elif mark:
-        mappings_protect(mm)
-        mappings_protect(child)
-    sys_signal_eventfd(engine.attention)
-
 
 cdef void _note_taken(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
     """A mapping was moved to where, as far as we know, there is one: that has been unmapped by another thread, whose
@@ -72,6 +66,7 @@ cdef void _unmapped(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexce
                 ranges_remove(&mm.taken, page, part)
                 page = part
                 continue
+        forks_departing(engine, mm, page, part - page)
         add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, page, part - page))
         ranges_remove(&mm.ranges, page, part)
         ranges_remove(&mm.wiped, page, part)
@@ -93,13 +88,17 @@ cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
         to_page = message.arg.remap.to >> PAGE_SHIFT
         count = message.arg.remap.len >> PAGE_SHIFT
         _note_taken(engine, mm, to_page, to_page + count)
+        forks_departing(engine, mm, start, count)
+        forks_departing(engine, mm, to_page, count)
+        mm_forget(engine, mm, to_page, count)
         mm_move(engine, mm, start, to_page, count)
         ranges_add(&mm.ranges, to_page, to_page + count)
         if ranges_hit(&mm.wiped, start, start + count):
             ranges_add(&mm.wiped, to_page, to_page + count)
         mm.rescan = True
+        forks_moved(engine, mm, start, to_page, count)
     elif message.event == UFFD_EVENT_FORK:
-        _forked(engine, mm, <int>message.arg.fork.ufd)
+        forks_child(engine, mm, <int>message.arg.fork.ufd)
 
 
 cdef int event_read(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
@@ -107,6 +106,7 @@ cdef int event_read(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
 
     Returns 1 for a page fault in *message, 0 when nothing is left. Mm.lock is held."""
     cdef long result
+    mm_settled(engine, mm)
     while True:
         result = sys_uffd_read(mm.uffd, message, 1)
         if result != 1:
@@ -154,3 +154,21 @@ cdef bint events_drain(Engine *engine, Mm *mm, Worker *worker) noexcept nogil:
     if before == 0:
         sys_sleep_us(100)
     return before != 0
+
+
+cdef void events_await_parent(Engine *engine, Mm *child) noexcept nogil:
+    """The child of a fork is not served before all is told that its parent did about the same time. Call without any
+    lock."""
+    cdef Mm *parent = mm_get(engine, child.parent_mm)
+    while parent != NULL and child.unsettled and not engine.stopping:
+        pthread_mutex_lock(&parent.lock)
+        if child.unsettled and (parent.dead or sys_uffd_settled(parent.uffd)):
+            child.unsettled = False
+            parent.young -= 1
+        pthread_mutex_unlock(&parent.lock)
+        if child.unsettled:
+            events_drain(engine, parent, NULL)
+    if parent == NULL:
+        child.unsettled = False
+    else:
+        mm_put(engine, parent)

@@ -9,7 +9,7 @@ fault is answered is in fill.pyx and touch.pyx.
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, realloc
 
-from userswap.events cimport event_read, events_drain
+from userswap.events cimport event_read, events_await_parent, events_drain
 from userswap.fill cimport fill_page
 from userswap.limit cimport room_awaited, room_left, room_take
 from userswap.mm cimport MAX_WORKERS, ROOM_EVENT, Deferred, copy_of, engine_stop, mm_get, mm_put
@@ -166,6 +166,8 @@ cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
     cdef uffd_msg message
     cdef int found = 1
     cdef bint any = False
+    if mm.unsettled:
+        events_await_parent(worker.engine, mm)
     while not worker.engine.stopping:
         pthread_mutex_lock(&mm.lock)
         found = event_read(worker.engine, mm, &message)

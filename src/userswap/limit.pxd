@@ -15,4 +15,5 @@ cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil
 cdef bint limit_near(Engine *engine) noexcept nogil
 cdef int64_t limit_near_at(Engine *engine) noexcept nogil
 cdef bint limit_is_near(Engine *engine, int64_t pages) noexcept nogil
+cdef void limit_burst(Engine *engine) noexcept nogil
 cdef int64_t limit_least(Engine *engine) noexcept nogil

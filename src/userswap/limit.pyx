@@ -58,6 +58,13 @@ cdef void _learn_surge(Engine *engine, int64_t pages) noexcept nogil:
             _set_marks(engine, engine.surge * 15 // 16)
 
 
+cdef void limit_burst(Engine *engine) noexcept nogil:
+    """A fork at the limit: what parent and child write to next is theirs alone, and the first of it is not told."""
+    engine.calm = 0
+    if engine.surge < engine.limit // 16:
+        _set_marks(engine, engine.limit // 16)
+
+
 cdef int64_t limit_least(Engine *engine) noexcept nogil:
     """The least limit, in pages, that there is work in: the engine's own memory at most, and as much again."""
     return 64 << 8

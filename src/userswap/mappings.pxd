@@ -3,7 +3,7 @@
 
 from userswap.mm cimport Engine, Mm
 
-cdef void mappings_protect(Mm *mm) noexcept nogil
+cdef void mappings_protect(Mm *mm, int uffd) noexcept nogil
 cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil
 cdef bint mappings_verify(Engine *engine, Mm *mm) noexcept nogil
 cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil

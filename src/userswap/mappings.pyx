@@ -159,17 +159,19 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     fclose(smaps)
 
 
-cdef void mappings_protect(Mm *mm) noexcept nogil:
-    """Write-protects all that is present: a write to what a fork has left shared is told from now on. What cannot be
-    now, as an event is under way, is wanted later. Mm.lock is held."""
+cdef void mappings_protect(Mm *mm, int uffd) noexcept nogil:
+    """Write-protects all that is present, in the mm itself or, by the userfaultfd of its child, there: a write to what
+    a fork has left shared is told from now on. What cannot be now, as an event is under way, is wanted later. Mm.lock
+    is held."""
     cdef uint32_t at
     cdef Range *part
-    mm.protect_wanted = False
     for at in range(mm.ranges.count):
         part = &mm.ranges.items[at]
-        if sys_uffd_protect(mm.uffd, part.start << PAGE_SHIFT, (part.end - part.start) << PAGE_SHIFT) == -EAGAIN:
+        if sys_uffd_protect(uffd, part.start << PAGE_SHIFT, (part.end - part.start) << PAGE_SHIFT) == -EAGAIN:
             mm.protect_wanted = True
             return
+    if uffd == mm.uffd:
+        mm.protect_wanted = False
 
 
 cdef int _registered(Mm *mm, Ranges *registered) noexcept nogil:

@@ -70,6 +70,10 @@ cdef struct Mm:
     Ranges ranges           # registered
     Ranges unforked         # what fork children do not get; known only while there is a helper
     Ranges taken            # mapped anew before the event of their unmapping was read
+    PageTable *departed     # swapped pages of mappings that went while an event was under way; or NULL
+    uint32_t parent_mm      # of a child: whose events may still be about it as well
+    bint unsettled          # ... as they are not all told
+    uint32_t young          # such children
     Ranges spared           # single pages that must not be evicted
     uint64_t spare_next     # us: when to look for them again
     Ranges wiped            # what they get empty; their own children too
@@ -203,13 +207,13 @@ cdef Mm *mm_next(Engine *engine, uint32_t *position) noexcept nogil
 cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil
 cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil
+cdef void mm_settled(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_removed(Mm *mm, uint64_t page, uint64_t count) noexcept nogil
 cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil
 cdef inline uint32_t copy_of(Engine *engine, uint32_t value) noexcept nogil:
     """The offset whose entry holds a true copy of a present page, or 0."""
     return 0 if offset_of(value) == engine.shared_offset else offset_of(value)
 
-cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd, bint mark) noexcept nogil
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil
 

@@ -12,9 +12,9 @@ from posix.unistd cimport close
 from userswap.inject cimport helper_end
 from userswap.log cimport log_freed
 from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_free, table_make, table_set, table_visit
-from userswap.ranges cimport Range, ranges_copy, ranges_free, ranges_remove
+from userswap.ranges cimport ranges_free
 from userswap.readahead cimport readahead_init
-from userswap.space cimport space_get, space_put
+from userswap.space cimport space_put
 from userswap.system cimport (
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
@@ -28,6 +28,7 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     sys_now_us,
     sys_signal_eventfd,
+    sys_uffd_settled,
 )
 from userswap.types cimport is_busy, is_present, offset_of
 
@@ -153,6 +154,7 @@ cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_lock(&mm.lock)
     mm.dead = True
     mm_forget(engine, mm, 0, <uint64_t>1 << WHOLE_TABLE_BITS)
+    mm_settled(engine, mm)
     pthread_mutex_unlock(&mm.lock)
     pthread_mutex_lock(&engine.table_lock)
     if engine.mms[mm.id % MAX_MMS] == mm:
@@ -178,10 +180,8 @@ cdef void entry_put(Engine *engine, uint32_t offset) noexcept nogil:
 cdef struct _Change:
     Engine *engine
     Mm *mm
-    Mm *other
     uint64_t shift
     int64_t discarded
-    uint32_t mark
 
 
 cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
@@ -249,67 +249,21 @@ cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, 
     table_visit(mm.table, from_page, count, _move_values, &change)
 
 
-cdef void _fork_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
-    cdef _Change *change = <_Change *>context
+cdef void _put_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
     cdef uint64_t at
-    cdef uint32_t value
-    pthread_mutex_lock(&change.engine.space.lock)
     for at in range(count):
-        value = values[at]
-        if value == 0:
-            continue
-        if is_busy(value):
-            value = offset_of(value)
-        elif is_present(value) and offset_of(value) == 0:
-            value |= change.mark
-            values[at] = value
-        if table_set(change.other.table, page + at, value) != 0:
-            engine_stop(change.engine, b"no memory for a page table", 0)
-            break
-        if offset_of(value) != 0:
-            space_get(&change.engine.space, offset_of(value))
-        if is_present(value):
-            change.other.present += 1
-        else:
-            change.other.swapped += 1
-    pthread_mutex_unlock(&change.engine.space.lock)
+        if values[at] != 0:
+            entry_put(<Engine *>context, values[at])
 
 
-cdef void _forget_unshared(Engine *engine, Mm *parent, Mm *child) noexcept nogil:
-    """What MADV_DONTFORK keeps from the child is not mapped there, what MADV_WIPEONFORK does is empty."""
-    cdef uint32_t at
-    cdef Range *part
-    for at in range(parent.unforked.count):
-        part = &parent.unforked.items[at]
-        mm_forget(engine, child, part.start, part.end - part.start)
-        ranges_remove(&child.ranges, part.start, part.end)
-    for at in range(parent.wiped.count):
-        part = &parent.wiped.items[at]
-        mm_forget(engine, child, part.start, part.end - part.start)
-
-
-cdef Mm *mm_fork(Engine *engine, Mm *parent, int uffd, bint mark) noexcept nogil:
-    """The child of a fork shares the parent's entries by count. NULL without memory.
-
-    From the fork until its event is read the kernel lets nothing move in the parent, so that its page table
-    now is what it was at the fork. The helper's own areas are not in the child. With `mark` all that is present in
-    both is marked as shared; the caller is to write-protect it."""
-    cdef Mm *child = mm_make(engine, uffd, 0)
-    cdef _Change change
-    if child == NULL:
-        return NULL
-    child.parent = parent.pid
-    child.shared = True
-    parent.shared = True
-    if ranges_copy(&child.ranges, &parent.ranges) != 0 or ranges_copy(&child.wiped, &parent.wiped) != 0:
-        engine_stop(engine, b"no memory for a page table", 0)
-    change.engine = engine
-    change.mm = parent
-    change.other = child
-    change.mark = engine.shared_offset if mark else 0
-    table_visit(parent.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _fork_values, &change)
-    _forget_unshared(engine, parent, child)
-    return child
+cdef void mm_settled(Engine *engine, Mm *mm) noexcept nogil:
+    """Forgets what has departed, unless an event is under way: then a fork may be still to be told for which it
+    counts."""
+    if mm.departed == NULL or not (mm.dead or sys_uffd_settled(mm.uffd)):
+        return
+    table_visit(mm.departed, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _put_values, engine)
+    table_free(mm.departed)
+    mm.departed = NULL
 
 
 cdef void _check_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:

@@ -14,7 +14,7 @@ from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
-from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put
+from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
 from userswap.spare cimport spare_look
 from userswap.system cimport (
     PRIORITY_MONITOR,
@@ -94,9 +94,11 @@ cdef void _look_at_mms(Engine *engine) noexcept nogil:
         if not mm.entered and not sys_uffd_alive(mm.uffd):
             mm_end(engine, mm)
             sys_signal_eventfd(engine.attention)
-        elif mm.protect_wanted:
+        elif mm.protect_wanted or mm.departed != NULL:
             pthread_mutex_lock(&mm.lock)
-            mappings_protect(mm)
+            mm_settled(engine, mm)
+            if mm.protect_wanted:
+                mappings_protect(mm, mm.uffd)
             pthread_mutex_unlock(&mm.lock)
         mm_put(engine, mm)
 

@@ -33,8 +33,8 @@ Invariants
     Leaf.used = number of words that are not FREE
 
 Lock order:  Engine.ptrace_lock -> Mm.helper_lock -> Mm.lock -> Engine.table_lock;
-Mm.lock -> Space.lock -> Log.lock.  Two Mm.locks are never held together. No system call that can wait for
-the program or for the disk is made under Space.lock or Log.lock.
+Mm.lock -> Space.lock -> Log.lock.  Of two Mm.locks the parent's comes before that of the child of a fork; no others are
+held together. No system call that can wait for the program or for the disk is made under Space.lock or Log.lock.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
