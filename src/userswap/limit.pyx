@@ -13,6 +13,7 @@ limit is for that; the one from low to high lets the evictor work ahead of need.
 
 from libc.stdint cimport int64_t, uint64_t
 
+from userswap.log cimport log_is_writing
 from userswap.mm cimport engine_stop
 from userswap.system cimport (
     add_i64,
@@ -119,9 +120,10 @@ cdef void room_awaited(Engine *engine) noexcept nogil:
 
 
 cdef void room_check_stuck(Engine *engine) noexcept nogil:
-    """Stops the program when faults have waited too long without anything being evicted."""
+    """Stops the program when faults have waited too long without anything being evicted. A disk that takes its time is
+    waited for: what it is to write makes room when it is written."""
     cdef uint64_t now = sys_now_us()
-    if not _anyone_waits(engine):
+    if not _anyone_waits(engine) or log_is_writing(&engine.log):
         engine.waited_since = 0
     elif engine.waited_since == 0:
         engine.waited_since = now

@@ -51,6 +51,7 @@ cdef struct Log:
     int buffers_free
     uint32_t queue[6]       # FULL blocks, oldest first
     int queued
+    bint writing            # one more is on its way to an area
     uint32_t kept[6]        # STORED blocks whose data is still in memory, oldest first
     int kept_count
     uint32_t fetches[4]     # blocks that are wanted in memory, oldest first
@@ -71,6 +72,7 @@ cdef struct PageSource:
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil
 cdef void log_deinit(Log *log) noexcept nogil
 cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil
+cdef bint log_is_writing(Log *log) noexcept nogil
 cdef void log_commit(Log *log, uint32_t offset, uint32_t stamp) noexcept nogil
 cdef void log_freed(Log *log, uint64_t word) noexcept nogil
 cdef uint8_t *log_pin(Log *log, uint32_t block) noexcept nogil

@@ -246,6 +246,11 @@ cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil:
         result = 0
 
 
+cdef bint log_is_writing(Log *log) noexcept nogil:
+    """Whether blocks are on their way to an area. An answer that is out of date does no harm."""
+    return log.writing or log.queued > 0
+
+
 cdef void log_commit(Log *log, uint32_t offset, uint32_t stamp) noexcept nogil:
     """The page at log_reserve's place is that of `offset`: its entry becomes STORED. Space.lock is held."""
     cdef uint64_t word = space_word(log.space, offset)
@@ -450,9 +455,11 @@ cdef int log_write_next(Log *log) noexcept nogil:
         pthread_mutex_unlock(&log.lock)
         return 1
     log.blocks[at].state = BLOCK_WRITING
+    log.writing = True
     pthread_mutex_unlock(&log.lock)
     result = _write_block(log, at)
     pthread_mutex_lock(&log.lock)
+    log.writing = False
     log.error = result
     log.errors = 0 if result == 0 else WRITE_TRIES if result == -ENOSPC else log.errors + 1
     if result != 0:
