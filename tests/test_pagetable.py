@@ -4,6 +4,7 @@
 import errno
 import os
 import random
+import time
 
 import pytest
 
@@ -81,6 +82,22 @@ def test_a_visit_skips_what_is_not_there(table: door.PageTable) -> None:
     runs = table.visit(0, END)
     assert [page // LEAF for page, _ in runs] == [page // LEAF for page in pages]
     assert all(len(values) == LEAF for _, values in runs)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "now", "age"),
+    [(0, 5000, 0), (1001, 1001, 0), (1001, 1000, 0), (1001, 3001, 2000), ((1 << 32) - 999, 1001, 2000)],
+)
+def test_how_long_ago_pages_were_given_back(table: door.PageTable, stamp: int, now: int, age: int) -> None:
+    """One of the future is not one of long ago: a thread amid MADV_DONTNEED would see its old pages again."""
+    assert table.removed_for(LEAF, stamp, now) == age
+
+
+def test_what_has_not_happened_yet_is_not_long_ago() -> None:
+    """Another thread may note a time after we looked at the clock: the limit once took that for 20 s."""
+    now = time.monotonic_ns() // 1000
+    assert door.since_us(now + 60_000_000) == 0
+    assert 1_000_000 <= door.since_us(now - 1_000_000) < 60_000_000
 
 
 class Model:

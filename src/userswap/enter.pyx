@@ -34,7 +34,7 @@ from userswap.system cimport (
     add_i64,
     pthread_mutex_lock,
     pthread_mutex_unlock,
-    sys_now_us,
+    sys_since_us,
     sys_open_proc,
     sys_signal_eventfd,
     sys_sleep_us,
@@ -152,7 +152,7 @@ cdef bint _wants_entry(Engine *engine, Process *process) noexcept nogil:
             or process.anonymous < ENTER_PAGES):
         return False
     # Most forked children end or run another program in a moment.
-    return not engine.counters.forks or sys_now_us() - process.found_at > SETTLE_US
+    return not engine.counters.forks or sys_since_us(process.found_at) > SETTLE_US
 
 
 cdef void _leave_alone(Engine *engine, Process *process, int error) noexcept nogil:

@@ -90,7 +90,6 @@ cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
         _note_taken(engine, mm, to_page, to_page + count)
         forks_departing(engine, mm, start, count)
         forks_departing(engine, mm, to_page, count)
-        mm_forget(engine, mm, to_page, count)
         mm_move(engine, mm, start, to_page, count)
         ranges_add(&mm.ranges, to_page, to_page + count)
         if ranges_hit(&mm.wiped, start, start + count):

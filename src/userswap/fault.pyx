@@ -38,6 +38,7 @@ from userswap.system cimport (
     sys_reads_init,
     sys_release,
     sys_reserve,
+    sys_since_us,
     sys_uffd_copy,
     sys_uffd_settled,
     sys_uffd_wake,
@@ -151,7 +152,7 @@ cdef bint _more_soon(Worker *worker, Mm *mm) noexcept nogil:
     else needs this one: to be woken for it takes twice as long."""
     cdef uint64_t start = sys_now_us()
     cdef uint32_t turn = 1
-    while worker.eager > 0 and worker.engine.warmer_count == 0 and sys_now_us() - start < SOON_US:
+    while worker.eager > 0 and worker.engine.warmer_count == 0 and sys_since_us(start) < SOON_US:
         if sys_poll_in(mm.uffd, 0):
             return True
         if turn % 16 == 0 and not sys_cpu_to_spare(&worker.reads):
@@ -173,7 +174,7 @@ cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
         found = event_read(worker.engine, mm, &message)
         pthread_mutex_unlock(&mm.lock)
         if found:
-            if sys_now_us() - worker.engine.served_at < SOON_US:
+            if sys_since_us(worker.engine.served_at) < SOON_US:
                 worker.eager = EAGER_TURNS
                 warm_keep(worker)
             any = True

@@ -183,8 +183,8 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
     cdef bint mark = mm.present > room_left(engine)     # there might be no room for what they write to from now on
     if mark:
         # As soon as can be: they run already, or will in a moment. Who is told of a write has to wait for our lock.
-        mappings_protect(mm, uffd)
-        mappings_protect(mm, mm.uffd)
+        mappings_protect(&mm.ranges, uffd)
+        mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
         limit_burst(engine)
     mappings_unshared(engine, mm)
     child = _make_child(engine, mm, uffd, mark)
@@ -192,7 +192,7 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
     if child == NULL or mm_insert(engine, child) != 0:
         engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
     if mm.protect_wanted:       # the one that forked had still to go on from there
-        mappings_protect(mm, mm.uffd)
+        mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
     sys_signal_eventfd(engine.attention)
 
 
@@ -246,7 +246,6 @@ cdef void forks_moved(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_pa
         if child.unsettled and child.parent_mm == mm.id:
             pthread_mutex_lock(&child.lock)
             if _has_moved(child, from_page, to_page):
-                mm_forget(engine, child, to_page, count)
                 mm_move(engine, child, from_page, to_page, count)
                 ranges_remove(&child.ranges, from_page, from_page + count)
                 ranges_add(&child.ranges, to_page, to_page + count)

@@ -11,7 +11,7 @@ maps anew and touches until the monitor has seen it, a millisecond or two later.
 limit is for that; the one from low to high lets the evictor work ahead of need.
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 from userswap.log cimport log_is_writing
 from userswap.mm cimport engine_stop
@@ -24,6 +24,7 @@ from userswap.system cimport (
     sys_futex_wake,
     sys_now_us,
     sys_signal_eventfd,
+    sys_since_us,
 )
 from userswap.types cimport BLOCK_PAGES
 
@@ -122,12 +123,11 @@ cdef void room_awaited(Engine *engine) noexcept nogil:
 cdef void room_check_stuck(Engine *engine) noexcept nogil:
     """Stops the program when faults have waited too long without anything being evicted. A disk that takes its time is
     waited for: what it is to write makes room when it is written."""
-    cdef uint64_t now = sys_now_us()
     if not _anyone_waits(engine) or log_is_writing(&engine.log):
         engine.waited_since = 0
     elif engine.waited_since == 0:
-        engine.waited_since = now
-    elif now - max(engine.waited_since, engine.progress_at) > STUCK_US:
+        engine.waited_since = sys_now_us()
+    elif min(sys_since_us(engine.waited_since), sys_since_us(engine.progress_at)) > STUCK_US:
         engine_stop(engine, b"the memory in use cannot be brought under the limit: MiB that cannot be evicted",
                     load_i64(&engine.resident) >> 8)
 

@@ -148,11 +148,14 @@ cdef void _data_release(Log *log, Block *block) noexcept nogil:
     _changed(log)
 
 
-cdef void _kept_forget(Log *log, int place) noexcept nogil:
-    log.kept_count -= 1
-    while place < log.kept_count:
-        log.kept[place] = log.kept[place + 1]
+cdef uint32_t _take_out(uint32_t *blocks, int *count, int place) noexcept nogil:
+    """Takes the block at `place` out of a short queue; returns it."""
+    cdef uint32_t block = blocks[place]
+    count[0] -= 1
+    while place < count[0]:
+        blocks[place] = blocks[place + 1]
         place += 1
+    return block
 
 
 cdef bint _buffer_recycle(Log *log) noexcept nogil:
@@ -162,7 +165,7 @@ cdef bint _buffer_recycle(Log *log) noexcept nogil:
     for place in range(log.kept_count):
         block = &log.blocks[log.kept[place]]
         if block.pins == 0:
-            _kept_forget(log, place)
+            _take_out(log.kept, &log.kept_count, place)
             _data_release(log, block)
             return True
     return False
@@ -178,7 +181,7 @@ cdef void _block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
     if block.data != NULL:
         for place in range(log.kept_count):
             if log.kept[place] == at:
-                _kept_forget(log, place)
+                _take_out(log.kept, &log.kept_count, place)
                 break
         _data_release(log, block)
     _id_return(log, at)
@@ -326,28 +329,27 @@ cdef bint log_in_memory(Log *log, uint32_t block) noexcept nogil:
 
 cdef void log_fetch(Log *log, uint32_t block) noexcept nogil:
     """Asks for the block. Where there is much to do already, nothing."""
+    cdef bint added = False
     pthread_mutex_lock(&log.lock)
     if log.fetch_count < FETCHES and log.blocks[block].state == BLOCK_STORED and not log_in_memory(log, block):
         log.fetches[log.fetch_count] = block
         log.fetch_count += 1
         log.blocks[block].fetching = True
         log.blocks[block].pins += 1
+        added = True
     pthread_mutex_unlock(&log.lock)
-    add_u32(&log.fetch_wanted, 1)
-    sys_futex_wake(&log.fetch_wanted)
+    if added:
+        add_u32(&log.fetch_wanted, 1)
+        sys_futex_wake(&log.fetch_wanted)
 
 
 cdef uint8_t *_fetch_begin(Log *log, uint32_t *at) noexcept nogil:
     """The oldest block that is wanted, and a buffer for it. NULL when there is none, or none to spare: the block that
     is packed next needs one."""
     cdef uint8_t *buffer = NULL
-    cdef int place
     pthread_mutex_lock(&log.lock)
     if log.fetch_count > 0:
-        at[0] = log.fetches[0]
-        log.fetch_count -= 1
-        for place in range(log.fetch_count):
-            log.fetches[place] = log.fetches[place + 1]
+        at[0] = _take_out(log.fetches, &log.fetch_count, 0)
         if log.buffers_free > 1 or _buffer_recycle(log):
             log.buffers_free -= 1
             buffer = log.buffers[log.buffers_free]
@@ -444,10 +446,7 @@ cdef int log_write_next(Log *log) noexcept nogil:
     if log.queued == 0:
         pthread_mutex_unlock(&log.lock)
         return 0
-    at = log.queue[0]
-    log.queued -= 1
-    for place in range(log.queued):
-        log.queue[place] = log.queue[place + 1]
+    at = _take_out(log.queue, &log.queued, 0)
     if log.blocks[at].live == 0 and log.blocks[at].pins == 0:
         _data_release(log, &log.blocks[at])      # all given back before it was written
         _id_return(log, at)

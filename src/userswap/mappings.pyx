@@ -16,7 +16,7 @@ from libc.string cimport memset, strncmp, strstr
 from posix.types cimport pid_t
 
 from userswap.mm cimport engine_stop, mm_forget
-from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_get, table_next, table_set
+from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_get, table_next, table_removed_for, table_set
 from userswap.ranges cimport Range, Ranges, ranges_add, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.system cimport (
     DIR,
@@ -159,19 +159,16 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     fclose(smaps)
 
 
-cdef void mappings_protect(Mm *mm, int uffd) noexcept nogil:
-    """Write-protects all that is present, in the mm itself or, by the userfaultfd of its child, there: a write to what
-    a fork has left shared is told from now on. What cannot be now, as an event is under way, is wanted later. Mm.lock
-    is held."""
+cdef bint mappings_protect(Ranges *ranges, int uffd) noexcept nogil:
+    """Write-protects all that is present: a write to what a fork has left shared is told from now on. False while an
+    event is under way: then it is to be done later. Mm.lock is held."""
     cdef uint32_t at
     cdef Range *part
-    for at in range(mm.ranges.count):
-        part = &mm.ranges.items[at]
+    for at in range(ranges.count):
+        part = &ranges.items[at]
         if sys_uffd_protect(uffd, part.start << PAGE_SHIFT, (part.end - part.start) << PAGE_SHIFT) == -EAGAIN:
-            mm.protect_wanted = True
-            return
-    if uffd == mm.uffd:
-        mm.protect_wanted = False
+            return False
+    return True
 
 
 cdef int _registered(Mm *mm, Ranges *registered) noexcept nogil:
@@ -271,7 +268,6 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
     """Pages that MADV_FREE has given back and that are still there, perhaps written to again, are taken for present
     after a while. (The event is the same for MADV_DONTNEED, whose pages the kernel drops when the caller gets to
     run after we have read it; hence the while.)"""
-    cdef uint32_t now = <uint32_t>(sys_now_us() // 1000)
     cdef uint64_t page = 0
     cdef uint32_t *leaf
     cdef bint looked = False
@@ -281,7 +277,7 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
         if leaf == NULL:
             break
         page -= page % TABLE_LEAF_PAGES
-        if leaf[TABLE_REMOVED] != 0 and now - leaf[TABLE_REMOVED] > GONE_MS:
+        if table_removed_for(leaf, <uint32_t>(sys_now_us() // 1000)) > GONE_MS:
             if not looked and _is_giving_back(mm):
                 break
             looked = True

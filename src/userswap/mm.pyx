@@ -234,15 +234,15 @@ cdef void _move_values(void *context, uint64_t page, uint32_t *values, uint64_t 
         # Nobody fills the page at its new place: who was at it finds its value gone.
         if is_busy(value):
             value = offset_of(value)
-        mm_forget(change.engine, change.mm, page + at + change.shift, 1)
         if table_set(change.mm.table, page + at + change.shift, value) != 0:
             engine_stop(change.engine, b"no memory for a page table", 0)
         values[at] = 0
 
 
 cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil:
-    """mremap: the pages are now elsewhere."""
+    """mremap: the pages are now elsewhere, and what was there is gone."""
     cdef _Change change
+    mm_forget(engine, mm, to_page, count)
     change.engine = engine
     change.mm = mm
     change.shift = to_page - from_page

@@ -31,6 +31,7 @@ from userswap.system cimport (
     sys_read_small,
     sys_same_memory,
     sys_signal_eventfd,
+    sys_since_us,
     sys_uffd_alive,
 )
 from userswap.processes cimport (
@@ -75,7 +76,7 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
         _leave(engine, process)
     elif mm.helper_failed or sys_process_dead(mm.helper.pidfd):
         engine_stop(engine, b"the helper of a process was ended by somebody else: process", process.pid)
-    elif near and (mm.rescan or mm.mapped_pages != process.mapped or sys_now_us() - mm.scanned_at > RESCAN_US):
+    elif near and (mm.rescan or mm.mapped_pages != process.mapped or sys_since_us(mm.scanned_at) > RESCAN_US):
         mm.mapped_pages = process.mapped
         mappings_register(engine, mm)
         mappings_promote(engine, mm)
@@ -98,7 +99,7 @@ cdef void _look_at_mms(Engine *engine) noexcept nogil:
             pthread_mutex_lock(&mm.lock)
             mm_settled(engine, mm)
             if mm.protect_wanted:
-                mappings_protect(mm, mm.uffd)
+                mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
             pthread_mutex_unlock(&mm.lock)
         mm_put(engine, mm)
 
@@ -116,7 +117,7 @@ cdef void _look_for_ksm(Engine *engine) noexcept nogil:
     merges what it has found unchanged twice; once a second is often enough to see it started."""
     cdef char text[16]
     cdef int fd
-    if sys_now_us() - engine.ksm_looked_at < KSM_EVERY_US:
+    if sys_since_us(engine.ksm_looked_at) < KSM_EVERY_US:
         return
     engine.ksm_looked_at = sys_now_us()
     fd = open(b"/sys/kernel/mm/ksm/run", O_RDONLY | O_CLOEXEC)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Page tables: from a page of one address space to its page value (types.pxd)."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 cdef enum:
     TABLE_LEAF_PAGES = 512      # 2 MiB, 2 KiB of values
@@ -24,6 +24,7 @@ cdef void table_free(PageTable *table) noexcept nogil
 cdef uint32_t table_get(PageTable *table, uint64_t page) noexcept nogil
 cdef int table_set(PageTable *table, uint64_t page, uint32_t value) noexcept nogil
 cdef uint32_t *table_leaf(PageTable *table, uint64_t page) noexcept nogil
+cdef int32_t table_removed_for(const uint32_t *leaf, uint32_t now) noexcept nogil
 cdef uint32_t *table_next(PageTable *table, uint64_t *page) noexcept nogil
 cdef void table_visit(PageTable *table, uint64_t page, uint64_t count,
                       table_visitor visit, void *context) noexcept nogil

@@ -105,6 +105,12 @@ cdef uint32_t *table_next(PageTable *table, uint64_t *page) noexcept nogil:
     return NULL
 
 
+cdef int32_t table_removed_for(const uint32_t *leaf, uint32_t now) noexcept nogil:
+    """For how many ms the leaf has known of an EVENT_REMOVE; 0 where none has hit it of late. A stamp may be ahead of
+    `now`, by the bit that sets it apart from 0: that is no age."""
+    return max(<int32_t>(now - leaf[TABLE_REMOVED]), <int32_t>0) if leaf[TABLE_REMOVED] != 0 else 0
+
+
 cdef void table_visit(PageTable *table, uint64_t page, uint64_t count,
                       table_visitor visit, void *context) noexcept nogil:
     """Visits what has a leaf among `count` pages from `page` on."""

@@ -20,6 +20,7 @@ from userswap.system cimport (
     sys_open_tasks,
     sys_read_small,
     sys_same_memory,
+    sys_since_us,
 )
 
 cdef enum:
@@ -253,5 +254,5 @@ cdef void tree_measure_shared(Tree *tree) noexcept nogil:
             any = any or process.shared > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
     tree.shared_next = now + SHARED_EVERY_US
     if any:
-        taken = sys_now_us() - now
+        taken = sys_since_us(now)
         tree.shared_next = now + min(max(5 * taken, <uint64_t>SHARED_LEAST_US), <uint64_t>SHARED_EVERY_US)

@@ -21,6 +21,7 @@ from userswap.system cimport (
     sys_now_us,
     sys_open_tasks,
     sys_robust_list,
+    sys_since_us,
 )
 from userswap.types cimport PAGE_SHIFT
 
@@ -56,4 +57,4 @@ cdef void spare_look(Engine *engine, Mm *mm) noexcept nogil:
     mm.spared = spared
     pthread_mutex_unlock(&mm.lock)
     ranges_free(&old)
-    mm.spare_next = start + max(<uint64_t>LOOK_EVERY_US, SHARE * (sys_now_us() - start))
+    mm.spare_next = start + max(<uint64_t>LOOK_EVERY_US, SHARE * sys_since_us(start))

@@ -43,6 +43,17 @@ static inline uint64_t sys_now_us(void)
 	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
+/*
+ * Microseconds since `then`. Another thread may have set `then` after we took the time: that is 0, not the age of
+ * the universe. To subtract from sys_now_us() is right only for a time that one's own thread took.
+ */
+static inline uint64_t sys_since_us(uint64_t then)
+{
+	uint64_t now = sys_now_us();
+
+	return now > then ? now - then : 0;
+}
+
 static inline void sys_sleep_us(uint64_t us)
 {
 	struct timespec span = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};

@@ -99,6 +99,7 @@ cdef extern from "system.h" nogil:
         PROCMAP_QUERY_FILE_BACKED_VMA
 
     uint64_t sys_now_us()
+    uint64_t sys_since_us(uint64_t then)
     void sys_sleep_us(uint64_t)
     void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
     void sys_futex_wake(uint32_t *word)

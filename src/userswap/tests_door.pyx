@@ -20,10 +20,13 @@ from userswap.log cimport Log as LogStruct
 from userswap.pagetable cimport PageTable as TableStruct
 from userswap.pagetable cimport (
     TABLE_LEAF_PAGES,
+    TABLE_REMOVED,
     table_free,
     table_get,
+    table_leaf,
     table_make,
     table_next,
+    table_removed_for,
     table_set,
     table_visit,
 )
@@ -41,7 +44,7 @@ from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
 from userswap.stores cimport Store, file_store_init
 from userswap.system cimport (
-    pthread_mutex_lock, pthread_mutex_unlock, sys_pwrite_all, sys_release, sys_reserve, sys_sleep_us,
+    pthread_mutex_lock, pthread_mutex_unlock, sys_pwrite_all, sys_release, sys_reserve, sys_since_us, sys_sleep_us,
 )
 from userswap.types cimport (
     AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_MAX, FILLED, FREE, PAGE_BYTES, STORED, age_of,
@@ -215,6 +218,12 @@ cdef class PageTable:
         with nogil:
             table_visit(self.table, page, count, _visit, &visits)
         return runs
+
+    def removed_for(self, uint64_t page, uint32_t stamp, uint32_t now):
+        """Milliseconds since `stamp` at `now`, as the leaf that holds the page tells."""
+        cdef uint32_t *leaf = table_leaf(self.table, page)
+        leaf[TABLE_REMOVED] = stamp
+        return table_removed_for(leaf, now)
 
     @property
     def leaf_count(self):
@@ -654,6 +663,11 @@ def reclaim_run(uint32_t[::1] values, uint32_t most, uint32_t first=0):
     assert first < values.shape[0]
     length = c_reclaim_run(&values[first], <uint32_t>(values.shape[0] - first), most, &start)
     return first + start, length
+
+
+def since_us(uint64_t then):
+    """Microseconds since a time of the monotonic clock."""
+    return sys_since_us(then)
 
 
 def reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident):
