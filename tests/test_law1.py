@@ -40,6 +40,7 @@ BEHAVIOURS = [
     "spawn_evicted",
     "threads_evicted",
     "mremap_move",
+    "mremap_back",
     "mremap_grow",
     "mremap_grow_clean",
     "mremap_shrink",
@@ -69,6 +70,15 @@ def test_behaviour_without_userswap(native: Runner, programs: Programs, behaviou
     run = native.native([programs(behaviour), BALLAST_MIB])
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.number("evicted") == 0, run.describe()
+
+
+def test_the_first_fork_makes_one_address_space(userswap: Runner, programs: Programs) -> None:
+    """A child that was entered before its fork had been understood was two, and told of each fork twice.
+    Pages of the one were out of the other's reach: not to be evicted, or there where none should be."""
+    run = userswap([programs("fork_first"), BALLAST_MIB], RAM, timeout=100)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") > 0, run.describe()
+    assert run.stats["forks"] == run.number("forks"), run.describe()
 
 
 @contextmanager

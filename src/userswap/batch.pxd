@@ -39,4 +39,5 @@ cdef struct Batch:
 cdef bint batch_choose(Mm *mm, Batch *batch) noexcept nogil
 cdef int batch_allocate(Engine *engine, Mm *mm, Batch *batch) noexcept nogil
 cdef int batch_move(Engine *engine, Mm *mm, Batch *batch) noexcept nogil
+cdef bint batch_was_unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil
 cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil

@@ -200,7 +200,7 @@ cdef void _stopped_at(Engine *engine, Mm *mm, Batch *batch, Run *run, int result
         table_set(mm.table, page, 0)
         mm.present -= 1
         add_i64(&engine.counters.pages_vanished, 1)
-    elif result == -EBUSY and batch.refused_count < BATCH_REFUSED and not _unshared(mm, batch, page):
+    elif result == -EBUSY and batch.refused_count < BATCH_REFUSED and not batch_was_unshared(mm, batch, page):
         batch.refused[batch.refused_count].page = page
         batch.refused[batch.refused_count].count = run.count - run.moved
         batch.refused_count += 1
@@ -223,7 +223,7 @@ cdef void _go_round(Batch *batch, Run *run) noexcept nogil:
         batch.run_count += 1
 
 
-cdef bint _unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil:
+cdef bint batch_was_unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil:
     """Whether the page has just been made the address space's own: then it is pinned, not shared."""
     cdef uint32_t at
     if batch.unshared_mm != mm.id:

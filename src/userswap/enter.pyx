@@ -16,6 +16,7 @@ from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
 from userswap.inject cimport Helper, helper_end, helper_inject
+from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
 from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
 from userswap.processes cimport NAME_BYTES, Process
@@ -31,6 +32,7 @@ from userswap.system cimport (
     UFFD_FEATURE_EVENT_UNMAP,
     UFFD_FEATURE_MOVE,
     UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+    UFFD_FEATURE_THREAD_ID,
     add_i64,
     pthread_mutex_lock,
     pthread_mutex_unlock,
@@ -50,6 +52,7 @@ cdef enum:
 cdef uint64_t FEATURES = (
     UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP
     | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE
+    | UFFD_FEATURE_THREAD_ID
 )
 
 
@@ -118,6 +121,21 @@ cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
     return 0
 
 
+cdef void _await_forks(Engine *engine) noexcept nogil:
+    """A process that is there has been told of, if it comes of a fork: its parent went on because the event was read,
+    and that is applied under the same hold of its lock. To enter it as a new one would give one address space two mms,
+    neither of which knew all of it."""
+    cdef uint32_t position = 0
+    cdef Mm *mm
+    while True:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            return
+        pthread_mutex_lock(&mm.lock)
+        pthread_mutex_unlock(&mm.lock)
+        mm_put(engine, mm)
+
+
 cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexcept nogil:
     """Tries the address spaces of forks that are nobody's yet: those of the process' parent, then the others
     (its parent may have died). Returns 0, -EINVAL if it has none of them, or another -errno."""
@@ -125,6 +143,7 @@ cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id)
     cdef uint32_t position
     cdef int turn
     cdef int result = -EINVAL
+    _await_forks(engine)
     for turn in range(2):
         position = 0
         while result == -EINVAL:
@@ -171,8 +190,11 @@ cdef void _leave_alone(Engine *engine, Process *process, int error) noexcept nog
 cdef void _enter_one(Engine *engine, Process *process) noexcept nogil:
     cdef uint32_t mm_id = 0
     cdef int result
+    if engine.counters.processes_attached == 0:
+        log_populate(&engine.log)
     pthread_mutex_lock(&engine.ptrace_lock)
     engine.entering = True
+    sys_signal_eventfd(engine.room_event)       # who may overdraw now
     result = _enter(engine, process.pid, process.parent, &mm_id)
     engine.entering = False
     pthread_mutex_unlock(&engine.ptrace_lock)

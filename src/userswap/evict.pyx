@@ -19,10 +19,19 @@ A clean page needs no step 2: its entry still holds it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from userswap.batch cimport BATCH_PAGES, Batch, Run, batch_allocate, batch_choose, batch_mark, batch_move
+from userswap.batch cimport (
+    BATCH_PAGES,
+    Batch,
+    Run,
+    batch_allocate,
+    batch_choose,
+    batch_mark,
+    batch_move,
+    batch_was_unshared,
+)
 from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
-from userswap.limit cimport room_give
+from userswap.limit cimport room_give, room_take
 from userswap.log cimport log_commit, log_reserve
 from userswap.mm cimport Mm, engine_stop, mm_next, mm_put
 from userswap.space cimport NO_FILL_CODE, space_fill_code, space_free, space_set, space_word
@@ -45,6 +54,7 @@ from userswap.system cimport (
     sys_reserve,
     sys_sleep_us,
 )
+from userswap.touch cimport touch_release
 from userswap.types cimport (
     AGE_MAX,
     BLOCK_BYTES,
@@ -163,15 +173,17 @@ cdef void _drop(Engine *engine, Mm *mm) noexcept nogil:
 
 # ---- pages shared copy-on-write after a fork
 
-cdef void _unshare(Mm *mm, Batch *batch) noexcept nogil:
+cdef void _unshare(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     """Makes pages that UFFDIO_MOVE refused this address space's own, by writing nothing to them: a page that is
     shared with a living relative is copied, one that is so no more becomes exclusive again.
 
     Without Mm.lock, as the helper may fault: those faults must not wait for room, for which they would wait
     for us (mm.unsharing). A mapping that has changed meanwhile is populated a little; nothing worse."""
     cdef uint32_t at
-    if batch.refused_count == 0:
-        return
+    pthread_mutex_lock(&mm.lock)
+    for at in range(batch.refused_count):
+        touch_release(engine, mm, batch.refused[at].page, batch.refused[at].count)
+    pthread_mutex_unlock(&mm.lock)
     mm.unsharing = True
     for at in range(batch.refused_count):
         mm.helper.mailbox.items[at].src = batch.refused[at].page << PAGE_SHIFT
@@ -187,6 +199,19 @@ cdef void _unshare(Mm *mm, Batch *batch) noexcept nogil:
     batch.unshared_count = batch.refused_count
     batch.unshared_mm = mm.id
     batch.refused_count = 0
+
+
+cdef void _count_copied(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
+    """What has moved only after it was made the mm's own was copied for that, as far as is known: its relatives have
+    the old pages."""
+    cdef uint32_t at
+    cdef int64_t copied = 0
+    for at in range(batch.run_count):
+        if batch_was_unshared(mm, batch, batch.runs[at].page):
+            copied += batch.runs[at].moved
+    if copied > 0:
+        room_take(engine, copied)
+        add_i64(&engine.copied, copied)
 
 
 # ---- a batch
@@ -213,6 +238,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
         if result == 0:
             result = batch_move(engine, mm, batch)
             batch_mark(engine, mm, batch)
+            _count_copied(engine, mm, batch)
         else:
             writeback_failed(engine, result)
     pthread_mutex_unlock(&mm.lock)
@@ -229,7 +255,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
         sys_futex_wake(&engine.evict_done)
     if batch.refused_count > 0 and not mm.helper_failed:
         _drop(engine, mm)
-        _unshare(mm, batch)
+        _unshare(engine, mm, batch)
         return True
     return batch.moved > 0 or result == -EAGAIN
 

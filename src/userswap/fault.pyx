@@ -21,6 +21,7 @@ from userswap.system cimport (
     UFFD_PAGEFAULT_FLAG_WP,
     UFFD_PAGEFAULT_FLAG_WRITE,
     add_i64,
+    load_u32,
     epoll_event,
     epoll_wait,
     pthread_create,
@@ -103,10 +104,12 @@ cdef bint _wants_room(Engine *engine, Mm *mm, uint64_t page, uint64_t flags) noe
     return not (flags & UFFD_PAGEFAULT_FLAG_WP) or touch_takes_page(engine, mm, table_get(mm.table, page))
 
 
-cdef bint _may_overdraw(Engine *engine, Mm *mm) noexcept nogil:
+cdef bint _may_overdraw(Engine *engine, Mm *mm, uint32_t thread) noexcept nogil:
     """Those that others wait for who are to make room: the helper, where it unshares pages, and the child of a fork
     that is being entered. (Amid a system call a thread cannot be stopped before its fault is served.)"""
-    return mm.unsharing or (engine.entering and not mm.entered)
+    if mm.unsharing:
+        return thread == mm.helper.mailbox.pid
+    return engine.entering and not mm.entered
 
 
 cdef bint _is_deferred(Engine *engine, uint32_t mm_id, uffd_msg *message) noexcept nogil:
@@ -127,8 +130,8 @@ cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef int result = -EAGAIN
     while result == -EAGAIN and not worker.engine.stopping:
         pthread_mutex_lock(&mm.lock)
-        if room_left(worker.engine) < 1 and not _may_overdraw(worker.engine, mm) and _wants_room(
-                worker.engine, mm, page, flags):
+        if room_left(worker.engine) < 1 and not _may_overdraw(
+                worker.engine, mm, message.arg.pagefault.thread) and _wants_room(worker.engine, mm, page, flags):
             pthread_mutex_unlock(&mm.lock)
             _defer(worker.engine, mm, message)
             return
@@ -225,11 +228,15 @@ cdef bint _take_deferred(Engine *engine, Deferred *fault) noexcept nogil:
 
 
 cdef void _serve_deferred(Worker *worker) noexcept nogil:
-    """There is room again: the oldest first, as long as it lasts."""
+    """There is room again: the oldest first, as long as it lasts. Or a process is being entered: then each once, since
+    one may be of a thread that cannot be stopped before it is served, amid process_vm_readv for instance."""
     cdef Engine *engine = worker.engine
     cdef Deferred fault
     cdef Mm *mm
-    while room_left(engine) > 0 and not engine.stopping and _take_deferred(engine, &fault):
+    cdef uint32_t once = load_u32(&engine.deferred_end) - load_u32(&engine.deferred_first)
+    while (room_left(engine) > 0 or (engine.entering and once > 0)) and not engine.stopping and _take_deferred(
+            engine, &fault):
+        once -= once > 0
         mm = mm_get(engine, fault.mm_id)
         if mm != NULL:
             _serve(worker, mm, &fault.message)

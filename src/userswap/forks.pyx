@@ -17,7 +17,7 @@ The order of MADV_DONTNEED and a fork is no matter: its pages go after it is tol
 
 from libc.stdint cimport uint32_t
 
-from userswap.limit cimport limit_burst, room_left
+from userswap.limit cimport limit_burst, limit_near, room_left
 from userswap.mappings cimport mappings_protect, mappings_unshared
 from userswap.mm cimport (
     WHOLE_TABLE_BITS,
@@ -162,6 +162,7 @@ cdef Mm *_make_child(Engine *engine, Mm *parent, int uffd, bint mark) noexcept n
     child.parent_mm = parent.id
     child.unsettled = True
     child.shared = True
+    child.exposed = not mark
     parent.shared = True
     parent.young += 1
     if ranges_copy(&child.ranges, &parent.ranges) != 0 or ranges_copy(&child.wiped, &parent.wiped) != 0:
@@ -180,7 +181,7 @@ cdef Mm *_make_child(Engine *engine, Mm *parent, int uffd, bint mark) noexcept n
 cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
     """The mm has forked; `uffd` is the child's."""
     cdef Mm *child
-    cdef bint mark = mm.present > room_left(engine)     # there might be no room for what they write to from now on
+    cdef bint mark = limit_near(engine) or mm.present > room_left(engine) // 2
     if mark:
         # As soon as can be: they run already, or will in a moment. Who is told of a write has to wait for our lock.
         mappings_protect(&mm.ranges, uffd)
@@ -188,12 +189,27 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
         limit_burst(engine)
     mappings_unshared(engine, mm)
     child = _make_child(engine, mm, uffd, mark)
+    mm.exposed = mm.exposed or not mark
     add_i64(&engine.counters.forks, 1)
     if child == NULL or mm_insert(engine, child) != 0:
         engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
     if mm.protect_wanted:       # the one that forked had still to go on from there
         mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
     sys_signal_eventfd(engine.attention)
+
+
+cdef void _mark_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef uint64_t at
+    for at in range(count):
+        if is_present(values[at]) and offset_of(values[at]) == 0:
+            values[at] |= (<Engine *>context).shared_offset
+
+
+cdef void forks_protect(Engine *engine, Mm *mm) noexcept nogil:
+    """Memory has become short since a fork: what it left shared is to be told of after all. Mm.lock is held."""
+    mm.exposed = False
+    mm.protect_wanted = True
+    table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _mark_values, engine)
 
 
 # ---- other events about the time of a fork. Mm.lock is held

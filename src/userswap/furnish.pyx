@@ -6,13 +6,16 @@ loose from the program's files, map the one region that is ours, and open the us
 its code and let go."""
 from libc.errno cimport EACCES, EIO, ENOENT, ENOMEM, EPERM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport strtol
+from libc.string cimport memcpy, memset, strchr, strrchr, strstr
+
+from posix.types cimport pid_t
 
 from userswap.inject cimport (
     Helper, USERSWAP_HELPER_MAILBOX, USERSWAP_HELPER_UFFD, USERSWAP_MAILBOX_MAGIC, USERSWAP_MAILBOX_SIZE,
     userswap_mailbox,
 )
-from userswap.system cimport PRIORITY_FAULT, PRIORITY_TRACEE, sys_prefer
+from userswap.system cimport PRIORITY_FAULT, PRIORITY_TRACEE, sys_open_proc, sys_prefer, sys_read_small
 from userswap.tracee cimport (
     PAGE, STEP_LIMIT_MS, Tracee, await_stop, read_memory, remote_call, set_options, user_regs_struct,
     write_memory,
@@ -344,6 +347,22 @@ cdef int register_staging(int uffd, Region *region) noexcept nogil:
 
 # ---- all of it ----
 
+cdef pid_t own_pid(pid_t pid) noexcept nogil:
+    """What a process is to itself, in its own namespace: the last of its numbers."""
+    cdef char text[4096]
+    cdef char *line
+    cdef int fd = sys_open_proc(pid, b"status")
+    if fd < 0:
+        return pid
+    sys_read_small(fd, text, sizeof(text))
+    close(fd)
+    line = strstr(text, b"\nNSpid:")
+    if line == NULL or strchr(line + 1, c'\n') == NULL:
+        return pid
+    strchr(line + 1, c'\n')[0] = 0
+    return <pid_t>strtol(strrchr(line, c'\t'), NULL, 10)
+
+
 cdef void describe(Helper *helper, Region *region) noexcept nogil:
     cdef userswap_mailbox *mailbox = helper.mailbox
     helper.own_start[0] = region.start
@@ -355,6 +374,7 @@ cdef void describe(Helper *helper, Region *region) noexcept nogil:
     mailbox.staging = region.staging
     mailbox.staging_length = region.staging_length
     mailbox.uffd = USERSWAP_HELPER_UFFD
+    mailbox.pid = own_pid(helper.pid)
     mailbox.magic = USERSWAP_MAILBOX_MAGIC
 
 

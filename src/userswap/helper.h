@@ -52,6 +52,8 @@ struct userswap_mailbox {
 	uint32_t request;
 	uint32_t count;
 	int32_t uffd; /* the helper's own number of the userfaultfd */
+	uint32_t pid; /* in the helper's own namespace: so its faults are signed */
+	uint32_t unused;
 	uint64_t mode;
 	uint64_t region; /* all that is ours in the address space, guard pages included */
 	uint64_t region_length;

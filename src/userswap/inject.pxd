@@ -31,6 +31,7 @@ cdef extern from "helper.h" nogil:
         uint32_t request
         uint32_t count
         int32_t uffd
+        uint32_t pid            # as its faults are signed
         uint64_t mode
         uint64_t region
         uint64_t region_length

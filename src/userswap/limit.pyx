@@ -105,7 +105,6 @@ cdef bint _anyone_waits(Engine *engine) noexcept nogil:
 
 cdef void room_give(Engine *engine, int64_t pages) noexcept nogil:
     add_i64(&engine.resident, -pages)
-    add_i64(&engine.dropped, pages)
     engine.progress_at = sys_now_us()
     if _anyone_waits(engine):
         sys_signal_eventfd(engine.room_event)
@@ -132,8 +131,8 @@ cdef void room_check_stuck(Engine *engine) noexcept nogil:
                     load_i64(&engine.resident) >> 8)
 
 
-cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted, int64_t dropped) noexcept nogil:
-    """Takes a sample of what is in use; `granted` and `dropped` are the engine's as they were before it."""
+cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted) noexcept nogil:
+    """Takes a sample of what is in use; `granted` is the engine's as it was before it."""
     cdef int64_t now = pages + load_i64(&engine.granted) - granted
     store_i64(&engine.resident, now)
     if pages > engine.resident_peak:

@@ -70,6 +70,7 @@ cdef struct PageSource:
     uint32_t index
 
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil
+cdef void log_populate(Log *log) noexcept nogil
 cdef void log_deinit(Log *log) noexcept nogil
 cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil
 cdef bint log_is_writing(Log *log) noexcept nogil

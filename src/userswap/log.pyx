@@ -25,6 +25,7 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     sys_futex_wait,
     sys_futex_wake,
+    sys_populate,
     sys_release,
     sys_reserve,
 )
@@ -64,6 +65,13 @@ cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
             return -ENOMEM
     log.buffers_free = buffers
     return 0
+
+
+cdef void log_populate(Log *log) noexcept nogil:
+    """Takes the memory of all buffers, before anything is packed: else the log would grow when memory is shortest."""
+    cdef int at
+    for at in range(log.buffers_free):
+        sys_populate(log.buffers[at], BLOCK_BYTES)
 
 
 cdef void log_deinit(Log *log) noexcept nogil:

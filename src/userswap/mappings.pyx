@@ -17,7 +17,7 @@ from posix.types cimport pid_t
 
 from userswap.mm cimport engine_stop, mm_forget
 from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_get, table_next, table_removed_for, table_set
-from userswap.ranges cimport Range, Ranges, ranges_add, ranges_end, ranges_free, ranges_hit, ranges_remove
+from userswap.ranges cimport Range, Ranges, ranges_add, ranges_copy, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.system cimport (
     DIR,
     EAGAIN,
@@ -216,18 +216,32 @@ cdef void _take_back(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexc
         ranges_remove(&mm.ranges, start, end)
 
 
-cdef void _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nogil:
+cdef bint _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nogil:
     """A mapping of which a part is known has been registered all the time, and grew: each of its pages came by a fault
-    that we have answered. What is present there and not known has just been given back, and is about to go."""
+    that we have answered. What is present there and not known has just been given back, and is about to go.
+
+    False if an event has come under way: the mapping may have been moved here since we saw another one. Then nothing is
+    known of it before that is read, or it would be taken for one that is still to be unmapped (_note_taken)."""
     cdef uint64_t start = mapping.vma_start
     cdef uint64_t end = mapping.vma_end
     cdef bint grown = ranges_hit(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+    cdef Ranges before
     if sys_uffd_register(mm.uffd, start, end - start) != 0:
-        return
+        return True
+    memset(&before, 0, sizeof(Ranges))
+    if ranges_copy(&before, &mm.ranges) != 0:
+        return False
     _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     ranges_add(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     if not grown:
         _mark_present(engine, mm, start, end)
+    if sys_uffd_settled(mm.uffd):
+        ranges_free(&before)
+        return True
+    ranges_free(&mm.ranges)
+    mm.ranges = before
+    _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+    return False
 
 
 cdef void _promote_leaf(Engine *engine, Mm *mm, uint64_t page, uint32_t *leaf) noexcept nogil:
@@ -303,11 +317,10 @@ cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
             continue
         pthread_mutex_lock(&mm.lock)
         if not _covered(mm, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT):
-            if not sys_uffd_settled(mm.uffd):
-                again = True
-            else:
-                _register(engine, mm, &mapping)
+            if sys_uffd_settled(mm.uffd) and _register(engine, mm, &mapping):
                 registered += 1
+            else:
+                again = True
         pthread_mutex_unlock(&mm.lock)
     if again:
         mm.rescan = True

@@ -65,6 +65,7 @@ cdef struct Mm:
     bint rescan             # mappings have changed: look for new ones
     bint shared             # it forked or was forked: pages may be shared copy-on-write
     bint protect_wanted     # pages marked as shared are still to be write-protected
+    bint exposed            # ... and others are not marked, as memory was not short when it forked or was forked
     Helper helper
     PageTable *table
     Ranges ranges           # registered
@@ -141,7 +142,7 @@ cdef struct Engine:
     uint32_t calm           # looks since
     int64_t high            # a fault waits above it
     int64_t granted         # all pages ever put in place by the engine
-    int64_t dropped         # all pages ever evicted and dropped
+    int64_t copied          # all pages ever taken as a relative kept the old one, so that no process' count tells
     # Faults that wait for room, oldest first. A thread that has one goes on to other faults.
     pthread_mutex_t deferred_lock
     Deferred *deferred

@@ -12,6 +12,7 @@ from posix.unistd cimport close
 
 from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
+from userswap.forks cimport forks_protect
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck, room_sampled
 from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
@@ -35,17 +36,19 @@ from userswap.system cimport (
     sys_uffd_alive,
 )
 from userswap.processes cimport (
+    TOUCH_PAGES_A_MS,
     Process,
     anonymous_pages,
     tree_forget_gone,
+    tree_is_due,
     tree_measure_shared,
     tree_pages,
+    tree_pages_at_most,
     tree_refresh,
     tree_sample,
 )
 
 cdef enum:
-    TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
     INTERVAL_MAX_US = 250000
     INTERVAL_MIN_US = 1000
     CHECK_EVERY = 16
@@ -84,8 +87,9 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
     mm_put(engine, mm)
 
 
-cdef void _look_at_mms(Engine *engine) noexcept nogil:
-    """Ends address spaces that no process has any more: the userfaultfd tells, whoever shared them."""
+cdef void _look_at_mms(Engine *engine, bint near) noexcept nogil:
+    """Ends address spaces that no process has any more: the userfaultfd tells, whoever shared them. Protects what forks
+    have left shared, where memory is short or it could not be at once."""
     cdef uint32_t position = 0
     cdef Mm *mm
     while True:
@@ -95,9 +99,11 @@ cdef void _look_at_mms(Engine *engine) noexcept nogil:
         if not mm.entered and not sys_uffd_alive(mm.uffd):
             mm_end(engine, mm)
             sys_signal_eventfd(engine.attention)
-        elif mm.protect_wanted or mm.departed != NULL:
+        elif mm.protect_wanted or mm.departed != NULL or (near and mm.exposed):
             pthread_mutex_lock(&mm.lock)
             mm_settled(engine, mm)
+            if near and mm.exposed:
+                forks_protect(engine, mm)
             if mm.protect_wanted:
                 mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
             pthread_mutex_unlock(&mm.lock)
@@ -130,7 +136,7 @@ cdef void _look_for_ksm(Engine *engine) noexcept nogil:
 
 cdef bint _tick(Engine *engine) noexcept nogil:
     """One look at all. True when memory is short."""
-    cdef int64_t granted, dropped
+    cdef int64_t granted, copied, pages
     cdef uint32_t at
     cdef bint near = limit_near(engine)
     engine.tree.ticks += 1
@@ -138,11 +144,13 @@ cdef bint _tick(Engine *engine) noexcept nogil:
     if near or engine.tree.ticks % OWN_EVERY == 1:
         engine.own_pages = _own_pages(engine)
     granted = load_i64(&engine.granted)
-    dropped = load_i64(&engine.dropped)
+    copied = load_i64(&engine.copied)
     tree_sample(&engine.tree)
-    if limit_is_near(engine, tree_pages(&engine.tree) + engine.own_pages):
-        tree_measure_shared(&engine.tree)
-    room_sampled(engine, tree_pages(&engine.tree) + engine.own_pages, granted, dropped)
+    pages = tree_pages(&engine.tree, copied) + engine.own_pages
+    if tree_is_due(&engine.tree) and limit_is_near(engine, tree_pages_at_most(&engine.tree) + engine.own_pages):
+        tree_measure_shared(&engine.tree, copied, limit_near_at(engine) - pages)
+        pages = tree_pages(&engine.tree, copied) + engine.own_pages
+    room_sampled(engine, pages, granted)
     near = limit_near(engine)
     if near:
         _look_for_ksm(engine)
@@ -150,7 +158,7 @@ cdef bint _tick(Engine *engine) noexcept nogil:
     for at in range(engine.tree.count):
         _look_at_process(engine, &engine.tree.processes[at], near)
     tree_forget_gone(&engine.tree)
-    _look_at_mms(engine)
+    _look_at_mms(engine, near)
     room_check_stuck(engine)
     if engine.checking and engine.tree.ticks % CHECK_EVERY == 0:
         check_running(engine)

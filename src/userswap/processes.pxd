@@ -6,6 +6,7 @@ from posix.types cimport pid_t
 
 cdef enum:
     NAME_BYTES = 16
+    TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
 
 cdef struct Process:
     pid_t pid
@@ -35,12 +36,15 @@ cdef struct Tree:           # the monitor's alone
     char last_pid[64]
     uint64_t ticks          # looks so far, from 1
     uint64_t shared_next    # when what is shared is to be measured again, us
+    int64_t copied          # Engine.copied when it was measured
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
 cdef void tree_deinit(Tree *tree) noexcept nogil
 cdef void tree_refresh(Tree *tree) noexcept nogil
 cdef void tree_forget_gone(Tree *tree) noexcept nogil
 cdef void tree_sample(Tree *tree) noexcept nogil
-cdef int64_t tree_pages(Tree *tree) noexcept nogil
-cdef void tree_measure_shared(Tree *tree) noexcept nogil
+cdef int64_t tree_pages(Tree *tree, int64_t copied) noexcept nogil
+cdef int64_t tree_pages_at_most(Tree *tree) noexcept nogil
+cdef bint tree_is_due(Tree *tree) noexcept nogil
+cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil
 cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil

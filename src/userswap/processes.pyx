@@ -179,16 +179,27 @@ cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil:
     return <int64_t>resident - <int64_t>shared
 
 
-cdef int64_t tree_pages(Tree *tree) noexcept nogil:
-    """Resident anonymous pages of the tree, each page counted once as far as is known."""
+cdef int64_t tree_pages_at_most(Tree *tree) noexcept nogil:
+    """Resident anonymous pages of the tree if none were shared: there cannot be more."""
     cdef int64_t total = 0
+    cdef uint32_t at
+    for at in range(tree.count):
+        if not tree.processes[at].shares:
+            total += tree.processes[at].anonymous
+    return total
+
+
+cdef int64_t tree_pages(Tree *tree, int64_t copied) noexcept nogil:
+    """Resident anonymous pages of the tree, each page counted once as far as is known. `copied` is how many pages
+    writes after forks have taken so far: of those since the last measurement no process' own count tells."""
+    cdef int64_t total = copied - tree.copied
     cdef uint32_t at
     cdef Process *process
     for at in range(tree.count):
         process = &tree.processes[at]
         if not process.shares:
-            total += process.anonymous - min(process.shared, process.anonymous)
-    return total
+            total += process.anonymous - process.shared     # may be negative: copies that were evicted
+    return min(total, tree_pages_at_most(tree))
 
 
 cdef void tree_sample(Tree *tree) noexcept nogil:
@@ -198,61 +209,80 @@ cdef void tree_sample(Tree *tree) noexcept nogil:
     cdef Process *process
     for at in range(tree.count):
         process = &tree.processes[at]
+        if process.shares and sys_same_memory(process.pid, process.parent) != 1:
+            process.shares = False      # its count is its own from here on, not its parent's
+            _read_name(process)
         process.anonymous = anonymous_pages(process.statm, &process.mapped)
         if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
             process.anonymous = 0
+            process.shared = 0
             process.gone = True
             tree.shared_next = 0
             continue
         if now - process.found_at < SHARED_EVERY_US and process.anonymous - process.measured > SHARED_WORTH:
             tree.shared_next = 0        # the page tables of a fork are being copied
-        if process.shares:
-            process.shares = sys_same_memory(process.pid, process.parent) == 1
-            if not process.shares:
-                _read_name(process)
 
 
-cdef int64_t _shared_pages(pid_t pid) noexcept nogil:
-    """Anonymous pages of a process, less its proportional part of them."""
+cdef int64_t _pages_after(const char *text, const char *name) noexcept nogil:
+    """The pages of one line of smaps_rollup, 0 where there is none."""
+    cdef const char *at = strstr(text, name)
+    return strtol(at + strlen(name), NULL, 10) // 4 if at != NULL else 0
+
+
+cdef void _measure(Process *process) noexcept nogil:
+    """What it has and, of that, what is more than its proportional part. Nothing, if it has ended meanwhile."""
     cdef char text[4096]
-    cdef char *at
-    cdef int fd = sys_open_proc(pid, b"smaps_rollup")
-    cdef long proportional, anonymous
-    if fd < 0:
-        return 0
-    sys_read_small(fd, text, sizeof(text))
-    close(fd)
-    at = strstr(text, b"Pss_Anon:")
-    if at == NULL:
-        return 0
-    proportional = strtol(at + strlen(b"Pss_Anon:"), NULL, 10)
-    at = strstr(text, b"\nAnonymous:")
-    if at == NULL:
-        return 0
-    anonymous = strtol(at + strlen(b"\nAnonymous:"), NULL, 10)
-    return max(anonymous - proportional, <long>0) // 4
+    cdef int fd = sys_open_proc(process.pid, b"smaps_rollup")
+    text[0] = 0
+    if fd >= 0:
+        sys_read_small(fd, text, sizeof(text))
+        close(fd)
+    process.anonymous = _pages_after(text, b"\nAnonymous:")
+    process.shared = max(process.anonymous - _pages_after(text, b"\nPss_Anon:"), <int64_t>0)
+    process.measured = process.anonymous
 
 
-cdef void tree_measure_shared(Tree *tree) noexcept nogil:
+cdef bint _is_worth(Process *process) noexcept nogil:
+    return not process.gone and not process.shares and process.anonymous > SHARED_WORTH
+
+
+cdef uint32_t _count_worth(Tree *tree) noexcept nogil:
+    """How many processes are large enough to look at for what they share."""
+    cdef uint32_t at
+    cdef uint32_t count = 0
+    for at in range(tree.count):
+        count += _is_worth(&tree.processes[at])
+    return count
+
+
+cdef bint tree_is_due(Tree *tree) noexcept nogil:
+    """Whether tree_measure_shared is."""
+    return sys_now_us() >= tree.shared_next
+
+
+cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil:
     """Measures, now and then, what forked processes share, so that it is counted once.
 
-    Each page that one of them writes to is a new one, of which neither process' own count tells. The kernel
-    walks their page tables for it, some milliseconds a gigabyte: as often as takes a fifth of the time."""
+    Each page that one of them writes to is a new one, of which neither process' own count tells, and Engine.copied only
+    where it is told of. The kernel walks their page tables for it, some milliseconds a gigabyte: as often as takes a
+    fifth of the time, or, while there is room for some pages more, a twentieth at most."""
     cdef uint32_t at
     cdef uint64_t now = sys_now_us()
     cdef uint64_t taken
     cdef bint any = False
+    cdef bint alone = _count_worth(tree) < 2
     cdef Process *process
-    if now < tree.shared_next or tree.count < 2:
-        return
+    tree.copied = copied
     for at in range(tree.count):
         process = &tree.processes[at]
-        if not process.gone and not process.shares and process.anonymous > SHARED_WORTH:
-            process.shared = _shared_pages(process.pid)
-            process.measured = process.anonymous
+        process.shared = 0
+        if _is_worth(process) and not alone:
+            _measure(process)
             # A young one may have been in the middle of its fork.
             any = any or process.shared > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
     tree.shared_next = now + SHARED_EVERY_US
-    if any:
-        taken = sys_since_us(now)
+    taken = sys_since_us(now)
+    if room > 0:
+        tree.shared_next = now + max(20 * taken, <uint64_t>(room * 1000 // TOUCH_PAGES_A_MS))
+    elif any:
         tree.shared_next = now + min(max(5 * taken, <uint64_t>SHARED_LEAST_US), <uint64_t>SHARED_EVERY_US)

@@ -55,11 +55,13 @@ cdef extern from "system.h" nogil:
         UFFD_FEATURE_EVENT_REMOVE
         UFFD_FEATURE_EVENT_UNMAP
         UFFD_FEATURE_PAGEFAULT_FLAG_WP
+        UFFD_FEATURE_THREAD_ID
         UFFD_FEATURE_MOVE
 
     struct uffd_msg_pagefault:
         uint64_t flags
         uint64_t address
+        uint32_t thread "feat.ptid"     # as it sees itself
     struct uffd_msg_fork:
         uint32_t ufd
     struct uffd_msg_remap:
@@ -104,6 +106,7 @@ cdef extern from "system.h" nogil:
     void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
     void sys_futex_wake(uint32_t *word)
     void *sys_reserve(size_t)
+    void sys_populate(void *at, size_t bytes)
     void sys_release(void *, size_t)
     long sys_pread_all(int, void *, size_t, uint64_t)
     enum:

@@ -104,20 +104,34 @@ cdef bint touch_takes_page(Engine *engine, Mm *mm, uint32_t value) noexcept nogi
     return offset_of(value) != 0 and (mm.shared or offset_of(value) == engine.zero_offset)
 
 
-cdef bint _give_up_copy(Worker *worker, Mm *mm, uint64_t page, int64_t *room) noexcept nogil:
+cdef bint _give_up_copy(Engine *engine, Mm *mm, uint64_t page, int64_t *room,
+                        int64_t *copied) noexcept nogil:
     """The page's copy is given up, so that it may be written to. False, and nothing done, where the page has no copy
     (and is not marked as shared) or would need more room than there is."""
     cdef uint32_t value = table_get(mm.table, page)
     if not is_present(value) or offset_of(value) == 0:
         return False
-    if touch_takes_page(worker.engine, mm, value):
+    if touch_takes_page(engine, mm, value):
         if room[0] < 1:
             return False
         room[0] -= 1
+        copied[0] += offset_of(value) != engine.zero_offset
     table_set(mm.table, page, present_value(age_of(value), 0))
-    entry_put(worker.engine, offset_of(value))
-    mm.kept_broken += copy_of(worker.engine, value) != 0
+    entry_put(engine, offset_of(value))
+    mm.kept_broken += copy_of(engine, value) != 0
     return True
+
+
+cdef void touch_release(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
+    """These pages are about to be made the mm's own by a write of nothing, which is not to be a fault for each: their
+    copies are given up beforehand, whether there is room or not. (What that takes is counted when they are evicted.)
+    Mm.lock is held."""
+    cdef int64_t room = <int64_t>count
+    cdef int64_t copied = 0
+    cdef uint64_t at
+    for at in range(page, page + count):
+        _give_up_copy(engine, mm, at, &room, &copied)
+    sys_uffd_unprotect(mm.uffd, page << PAGE_SHIFT, count << PAGE_SHIFT)
 
 
 cdef int touch_unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
@@ -129,15 +143,17 @@ cdef int touch_unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
     cdef uint64_t high = page + 1
     cdef int64_t before = max(room_left(worker.engine), <int64_t>1)
     cdef int64_t room = before
+    cdef int64_t copied = 0
     cdef int result
     add_i64(&worker.engine.counters.faults_write_protected, 1)
     readahead_window(&mm.unprotects, page, &window)
-    _give_up_copy(worker, mm, page, &room)
-    while high < window.start + window.count and _give_up_copy(worker, mm, high, &room):
+    _give_up_copy(worker.engine, mm, page, &room, &copied)
+    while high < window.start + window.count and _give_up_copy(worker.engine, mm, high, &room, &copied):
         high += 1
-    while low > window.start and _give_up_copy(worker, mm, low - 1, &room):
+    while low > window.start and _give_up_copy(worker.engine, mm, low - 1, &room, &copied):
         low -= 1
     room_take(worker.engine, before - room)
+    add_i64(&worker.engine.copied, copied)
     window.start = low
     window.count = <uint32_t>(high - low)
     readahead_done(&mm.unprotects, &window)
