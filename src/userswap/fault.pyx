@@ -8,6 +8,7 @@ fault is answered is in fill.pyx and touch.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memmove
 
 from userswap.events cimport event_read, events_await_parent, events_drain
 from userswap.fill cimport fill_page
@@ -190,22 +191,33 @@ cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
 
 # ---- faults that wait for room
 
-cdef void _defer(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
-    cdef uint32_t room
+cdef bint _has_place(Engine *engine) noexcept nogil:
+    """Makes a place at the end of the queue: where others have been served, or new. deferred_lock is held."""
+    cdef uint32_t room = 2 * engine.deferred_room + 256
     cdef void *grown
+    if engine.deferred_end < engine.deferred_room:
+        return True
+    if engine.deferred_first > engine.deferred_room // 2:
+        engine.deferred_end -= engine.deferred_first
+        memmove(engine.deferred, &engine.deferred[engine.deferred_first], engine.deferred_end * sizeof(Deferred))
+        engine.deferred_first = 0
+        return True
+    grown = realloc(engine.deferred, room * sizeof(Deferred))
+    if grown != NULL:
+        engine.deferred = <Deferred *>grown
+        engine.deferred_room = room
+    return grown != NULL
+
+
+cdef void _defer(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
     pthread_mutex_lock(&engine.deferred_lock)
     if _is_deferred(engine, mm.id, message):
         pthread_mutex_unlock(&engine.deferred_lock)
         return
-    if engine.deferred_end == engine.deferred_room:
-        room = 2 * engine.deferred_room + 256
-        grown = realloc(engine.deferred, room * sizeof(Deferred))
-        if grown == NULL:
-            pthread_mutex_unlock(&engine.deferred_lock)
-            engine_stop(engine, b"no memory for messages", 0)
-            return
-        engine.deferred = <Deferred *>grown
-        engine.deferred_room = room
+    if not _has_place(engine):
+        pthread_mutex_unlock(&engine.deferred_lock)
+        engine_stop(engine, b"no memory for messages", 0)
+        return
     engine.deferred[engine.deferred_end].mm_id = mm.id
     engine.deferred[engine.deferred_end].message = message[0]
     engine.deferred_end += 1

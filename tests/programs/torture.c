@@ -918,9 +918,23 @@ static _Noreturn void process_main(unsigned process, size_t pages, struct area *
 
 // ---- the first process: starts the others, watches them, sums up
 
+// What is mapped about an address.
+static void show_mappings(uintptr_t address)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char line[512];
+	uintptr_t start, end;
+
+	while (maps && fgets(line, sizeof(line), maps))
+		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR, &start, &end) == 2 && start < address + CHUNK * PAGE &&
+		    end > address - CHUNK * PAGE)
+			fprintf(stderr, "torture: mapped: %s", line);
+}
+
 static void on_crash(int number, siginfo_t *info, void *context)
 {
 	(void)context;
+	show_mappings((uintptr_t)info->si_addr);
 	fprintf(stderr, "torture: signal %d at address %p (%s)\ntorture: last operations: %s\n", number, info->si_addr,
 		whoami, history());
 	signal(number, SIG_DFL);
