@@ -224,7 +224,7 @@ cdef void _go_round(Batch *batch, Run *run) noexcept nogil:
 
 
 cdef bint batch_was_unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil:
-    """Whether the page has just been made the address space's own: then it is pinned, not shared."""
+    """Whether the page has just been made the address space's own. If it is refused all the same, it is pinned."""
     cdef uint32_t at
     if batch.unshared_mm != mm.id:
         return False

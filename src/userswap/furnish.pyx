@@ -8,7 +8,6 @@ from libc.errno cimport EACCES, EIO, ENOENT, ENOMEM, EPERM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport strtol
 from libc.string cimport memcpy, memset, strchr, strrchr, strstr
-
 from posix.types cimport pid_t
 
 from userswap.inject cimport (
