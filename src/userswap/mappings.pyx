@@ -216,6 +216,13 @@ cdef void _take_back(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexc
         ranges_remove(&mm.ranges, start, end)
 
 
+cdef bint _is_whole(Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
+    """Whether one mapping covers all of it: a part may have been unmapped since we looked, and told of before."""
+    cdef procmap_query mapping
+    return sys_next_mapping(mm.maps, start, &mapping, NULL, 0) == 0 and (
+        mapping.vma_start <= start and end <= mapping.vma_end)
+
+
 cdef bint _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nogil:
     """A mapping of which a part is known has been registered all the time, and grew: each of its pages came by a fault
     that we have answered. What is present there and not known has just been given back, and is about to go.
@@ -235,7 +242,7 @@ cdef bint _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nog
     ranges_add(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     if not grown:
         _mark_present(engine, mm, start, end)
-    if sys_uffd_settled(mm.uffd):
+    if _is_whole(mm, start, end) and sys_uffd_settled(mm.uffd):
         ranges_free(&before)
         return True
     ranges_free(&mm.ranges)
