@@ -8,8 +8,12 @@ import errno
 import os
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from userswap.codec cimport (
+    Packer, Unpacker, codec_pack, codec_unpack, packer_deinit, packer_init, unpacker_deinit, unpacker_init,
+)
 from userswap.log cimport (
     log_area_order,
     BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, BUFFERS_MAX, MAX_AREAS, NO_BLOCK, log_clean,
@@ -44,7 +48,7 @@ from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
 from userswap.stores cimport Store, file_store_init
 from userswap.system cimport (
-    pthread_mutex_lock, pthread_mutex_unlock, sys_pwrite_all, sys_release, sys_reserve, sys_since_us, sys_sleep_us,
+    pthread_mutex_lock, pthread_mutex_unlock, sys_now_us, sys_pwrite_all, sys_release, sys_reserve, sys_since_us, sys_sleep_us,
 )
 from userswap.types cimport (
     AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_MAX, FILLED, FREE, PAGE_BYTES, STORED, age_of,
@@ -373,6 +377,62 @@ cdef class Pin:
         assert self.held
         self.held = False
         log_unpin(&self.log.log, self.block)
+
+
+cdef class Codec:
+    """What one thread packs and unpacks with."""
+    cdef Packer packer
+    cdef Unpacker unpacker
+
+    def __cinit__(self):
+        if packer_init(&self.packer) != 0 or unpacker_init(&self.unpacker) != 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        packer_deinit(&self.packer)
+        unpacker_deinit(&self.unpacker)
+
+    def pack(self, const uint8_t[::1] page, bint cold=False):
+        """(codec, packed bytes) of one page."""
+        cdef uint8_t into[4096]
+        cdef uint8_t codec
+        assert page.shape[0] == PAGE_BYTES
+        length = codec_pack(&self.packer, &page[0], into, cold, &codec)
+        return codec, <bytes>into[:length]
+
+    def unpack(self, int codec, const uint8_t[::1] packed):
+        """The page, or None where `packed` is none."""
+        cdef uint8_t page[4096]
+        if not codec_unpack(&self.unpacker, <uint8_t>codec, &packed[0], <uint32_t>packed.shape[0], page):
+            return None
+        return <bytes>page[:PAGE_BYTES]
+
+    def time(self, const uint8_t[::1] data, bint cold=False, int rounds=1):
+        """Packs and unpacks all pages of `data`: bytes packed, seconds to pack, seconds to unpack."""
+        cdef uint64_t pages = data.shape[0] // PAGE_BYTES
+        cdef uint64_t at, begun, pack_us, unpack_us
+        cdef uint64_t total = 0
+        cdef int turn
+        cdef uint8_t *packed = <uint8_t *>malloc(pages * PAGE_BYTES)
+        cdef uint32_t *lengths = <uint32_t *>malloc(pages * sizeof(uint32_t))
+        cdef uint8_t *codecs = <uint8_t *>malloc(pages)
+        cdef uint8_t page[4096]
+        begun = sys_now_us()
+        for turn in range(rounds):
+            total = 0
+            for at in range(pages):
+                lengths[at] = codec_pack(&self.packer, &data[at * PAGE_BYTES], packed + at * PAGE_BYTES, cold, &codecs[at])
+                total += lengths[at]
+        pack_us = sys_now_us() - begun
+        begun = sys_now_us()
+        for turn in range(rounds):
+            for at in range(pages):
+                codec_unpack(&self.unpacker, codecs[at], packed + at * PAGE_BYTES, lengths[at], page)
+        unpack_us = sys_now_us() - begun
+        free(packed)
+        free(lengths)
+        free(codecs)
+        return total, pack_us / 1e6, unpack_us / 1e6
 
 
 cdef class Log:
