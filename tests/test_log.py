@@ -140,6 +140,8 @@ def test_a_full_block_is_written_by_one_aligned_write(make: Make) -> None:
         "used": BLOCK,
         "pins": 0,
         "in_memory": True,
+        "bytes": BLOCK_BYTES,
+        "packed": False,
     }
     # What is on the medium is what was packed, in the order it was packed.
     assert swap.files[0].read_bytes() == b"".join(swap.pages[offset] for offset in offsets)
@@ -251,8 +253,7 @@ def test_a_block_that_was_all_given_back_is_never_written(make: Make) -> None:
     swap = make(4)
     for offset in swap.pack_block():
         swap.put(offset)
-    assert swap.log.queued == 1
-    assert swap.log.write_next() == 1
+    assert swap.log.queued == 0
     assert swap.log.write_next() == 0
     assert swap.log.area(0)["write_calls"] == 0
     assert swap.log.buffers_free == 6
@@ -521,7 +522,7 @@ def test_a_block_given_back_after_its_write_failed(make: Make) -> None:
     assert swap.log.write_next() == -errno.EIO
     for offset in offsets:
         swap.put(offset)
-    assert swap.log.write_next() == 1
+    assert swap.log.write_next() == 0
     assert swap.log.area(0)["write_calls"] == 1
     swap.log.check()
     # The error went with it: a packer that runs out of buffers waits, and does not give up for a past one.

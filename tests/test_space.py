@@ -250,3 +250,14 @@ def test_a_space_is_what_the_model_says(space: door.Space, seed: int) -> None:
         space.free(offset)
     assert space.check() == []
     assert (space.entries, space.leaf_pages) == (0, 1)
+
+
+def test_a_stamp_changes_nothing_else() -> None:
+    space = door.Space()
+    stored = 17 | 5 << 12 | 3 << 36  # index, block, stamp
+    offset = space.allocate("stored", 7, stored)
+    space.stamp(offset, 4096 + 9)
+    assert space.entry(offset) == ("stored", 7, 17 | 5 << 12 | 9 << 36)
+    filled = space.allocate("filled", 2, stored)
+    space.stamp(filled, 1)
+    assert space.entry(filled) == ("filled", 2, stored)

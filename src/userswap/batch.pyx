@@ -10,7 +10,7 @@ from userswap.mm cimport copy_of
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
 from userswap.ranges cimport ranges_hit
 from userswap.reclaim cimport reclaim_run
-from userswap.space cimport space_allocate, space_free, space_put
+from userswap.space cimport space_allocate, space_free, space_put, space_stamp
 from userswap.system cimport (
     EAGAIN,
     EBUSY,
@@ -234,6 +234,13 @@ cdef bint batch_was_unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil
     return False
 
 
+cdef void _evicted_clean(Engine *engine, uint32_t offset) noexcept nogil:
+    add_i64(&engine.counters.pages_evicted_clean, 1)
+    pthread_mutex_lock(&engine.space.lock)
+    space_stamp(&engine.space, offset, <uint32_t>(engine.evict_clock >> engine.stamp_shift))
+    pthread_mutex_unlock(&engine.space.lock)
+
+
 cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     """What has moved is swapped; offsets that were not needed are freed."""
     cdef Run *run
@@ -247,7 +254,7 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
                 table_set(mm.table, run.page + at, batch.offsets[place])
                 zeros += batch.offsets[place] == engine.zero_offset
                 if not batch.dirty[place]:
-                    add_i64(&engine.counters.pages_evicted_clean, 1)
+                    _evicted_clean(engine, batch.offsets[place])
             elif batch.dirty[place]:
                 pthread_mutex_lock(&engine.space.lock)
                 space_free(&engine.space, batch.offsets[place])

@@ -27,6 +27,7 @@ from userswap.mm cimport (
     mm_put,
 )
 from userswap.monitor cimport monitor_start, monitor_stop
+from userswap.pack cimport pack_init
 from userswap.processes cimport tree_init
 from userswap.readahead cimport WINDOW_MAX
 from userswap.space cimport space_allocate, space_init
@@ -104,7 +105,8 @@ cdef class Engine:
         pthread_mutex_init(&engine.deferred_lock, NULL)
         pthread_mutex_init(&engine.ptrace_lock, NULL)
         if space_init(&engine.space) != 0 or log_init(
-                &engine.log, &engine.space, _clamp(pages >> 13, BUFFERS_MIN, BUFFERS_MAX)) != 0:
+                &engine.log, &engine.space, _clamp(pages >> 12, BUFFERS_MIN, BUFFERS_MAX)) != 0 or pack_init(
+                &engine.pack) != 0:
             raise EngineError("no memory for the swapper space")
         engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_MAX, 0))
         engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_MAX, 0))
@@ -275,6 +277,10 @@ cdef class Engine:
             "swap_bytes": engine.log.slots_used * BLOCK_BYTES,
             "swap_peak_bytes": engine.log.slots_peak * BLOCK_BYTES,
             "entries": engine.space.entries - ENTRIES_FOR_EVER,
+            "packed_resident_bytes": engine.log.tier_most * BLOCK_BYTES,
+            "pages_packed": engine.pack.pages,
+            "bytes_packed": engine.pack.bytes,
+            "pages_cleaned": engine.pack.cleaned,
         }
         figures.update(_counters(engine))
         for name in ("store_bytes_written", "store_writes", "store_bytes_read", "store_reads"):

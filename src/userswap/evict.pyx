@@ -32,8 +32,9 @@ from userswap.batch cimport (
 from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
 from userswap.limit cimport room_give, room_take
-from userswap.log cimport log_commit, log_reserve
+from userswap.log cimport OPEN_PLAIN, log_commit, log_reserve
 from userswap.mm cimport Mm, engine_stop, mm_next, mm_put
+from userswap.pack cimport pack_available
 from userswap.space cimport NO_FILL_CODE, space_fill_code, space_free, space_set, space_word
 from userswap.system cimport (
     EAGAIN,
@@ -54,22 +55,24 @@ from userswap.system cimport (
     sys_reserve,
     sys_sleep_us,
 )
+from userswap.tier cimport tier_init
 from userswap.touch cimport touch_release
 from userswap.types cimport (
     AGE_MAX,
-    BLOCK_BYTES,
     FILLED,
     PAGE_BYTES,
     PAGE_SHIFT,
     entry_count,
     entry_make,
 )
-from userswap.writeback cimport fetch_main, writeback_failed, writeback_main, writeback_make_room
+from userswap.writeback cimport fetch_main, pack_main, writeback_failed, writeback_main, writeback_make_room
+
+cdef enum:
+    PACKED_OPEN = 2         # buffers that are not for plain pages: the packer's and the cleaner's open blocks
 
 cdef struct Evictor:
     Engine *engine
     uint8_t *pages          # what was read from staging
-    uint8_t *scratch        # a block, for cleaning
     uint32_t position       # of the clock, in Engine.mms
     Batch batch
 
@@ -105,7 +108,7 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept
     cdef uint8_t *at = NULL
     cdef int result
     if not filled:
-        result = log_reserve(&engine.log, &at)
+        result = log_reserve(&engine.log, OPEN_PLAIN, &at)
         if result != 0:
             return result
         memcpy(at, page, PAGE_BYTES)
@@ -118,7 +121,8 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept
         space_set(&engine.space, offset, entry_make(FILLED, entry_count(word), code))
         add_i64(&engine.counters.pages_filled, 1)
     else:
-        log_commit(&engine.log, offset, <uint32_t>(engine.evict_clock >> engine.stamp_shift))
+        log_commit(&engine.log, OPEN_PLAIN, offset, PAGE_BYTES, 0,
+                   <uint32_t>(engine.evict_clock >> engine.stamp_shift))
     pthread_mutex_unlock(&engine.space.lock)
     return 0
 
@@ -280,7 +284,7 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
         wrapped = False
         pthread_mutex_lock(&mm.helper_lock)
         while not wrapped and mm.entered and not mm.helper_failed and _wanted(engine):
-            writeback_make_room(engine, evictor.scratch)
+            writeback_make_room(engine)
             if _evict_batch(evictor, mm, &wrapped):
                 any = True
         if mm.entered and not mm.helper_failed:
@@ -300,7 +304,6 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
     memset(&evictor, 0, sizeof(evictor))
     evictor.engine = engine
     evictor.pages = <uint8_t *>sys_reserve(<uint64_t>BATCH_PAGES * PAGE_BYTES)
-    evictor.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
     sys_name_thread(b"evict")
     while not engine.stopping:
         seen = load_u32(&engine.evict_wanted)
@@ -312,7 +315,6 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
         if barren > AGE_MAX + 1:
             sys_sleep_us(2000)
     sys_release(evictor.pages, <uint64_t>BATCH_PAGES * PAGE_BYTES)
-    sys_release(evictor.scratch, BLOCK_BYTES)
     return NULL
 
 
@@ -321,7 +323,13 @@ cdef int evict_start(Engine *engine) noexcept nogil:
     engine.evictor_runs = pthread_create(&engine.evictor, NULL, _evictor_main, engine) == 0
     engine.writer_runs = pthread_create(&engine.writer, NULL, writeback_main, engine) == 0
     engine.fetcher_runs = pthread_create(&engine.fetcher, NULL, fetch_main, engine) == 0
-    return 0 if engine.evictor_runs and engine.writer_runs and engine.fetcher_runs else -11
+    engine.log.packs = pack_available()
+    if engine.log.packs:
+        engine.log.plain_most = engine.log.buffers_made - PACKED_OPEN
+        tier_init(engine)
+        engine.packer_runs = pthread_create(&engine.packer, NULL, pack_main, engine) == 0
+    return 0 if (engine.evictor_runs and engine.writer_runs and engine.fetcher_runs
+                 and engine.packer_runs == engine.log.packs) else -11
 
 
 cdef void evict_stop(Engine *engine) noexcept nogil:
@@ -337,6 +345,8 @@ cdef void evict_stop(Engine *engine) noexcept nogil:
     sys_futex_wake(&engine.log.fetch_wanted)
     if engine.fetcher_runs:
         pthread_join(engine.fetcher, NULL)
+    if engine.packer_runs:
+        pthread_join(engine.packer, NULL)
     if engine.evictor_runs:
         pthread_join(engine.evictor, NULL)
     engine.evictor_over = True

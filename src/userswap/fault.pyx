@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 
+from userswap.codec cimport unpacker_deinit, unpacker_init
 from userswap.events cimport event_read, events_await_parent, events_drain
 from userswap.fill cimport fill_page
 from userswap.limit cimport room_awaited, room_left, room_take
@@ -54,6 +55,7 @@ cdef enum:
     THREADS_A_CPU = 2
     SOON_US = 60            # a fault after which the next one comes so soon is waited for
     EAGER_TURNS = 4         # ... unless so many times none came
+    PACKED_BYTES = (512 + 64) * 4096    # a window of pages that did not become smaller, and what reads round up
     DEFERRED_LOOK = 256     # waiting faults among which the same one is looked for
 
 
@@ -293,8 +295,10 @@ cdef int workers_start(Engine *engine) noexcept nogil:
         worker.engine = engine
         worker.cpu = at % engine.cpus
         worker.buffer = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
+        worker.packed = <uint8_t *>sys_reserve(PACKED_BYTES)
         engine.worker_state[at] = worker
-        if worker.buffer == NULL or pthread_create(&engine.workers[at], NULL, _worker_main, worker) != 0:
+        if (worker.buffer == NULL or worker.packed == NULL or unpacker_init(&worker.unpacker) != 0
+                or pthread_create(&engine.workers[at], NULL, _worker_main, worker) != 0):
             free(worker)
             return -12
         engine.worker_count += 1
@@ -308,6 +312,8 @@ cdef void workers_stop(Engine *engine) noexcept nogil:
     for at in range(engine.worker_count):
         pthread_join(engine.workers[at], NULL)
         sys_release(engine.worker_state[at].buffer, <uint64_t>WINDOW_MAX * PAGE_BYTES)
+        sys_release(engine.worker_state[at].packed, PACKED_BYTES)
+        unpacker_deinit(&engine.worker_state[at].unpacker)
         free(engine.worker_state[at].pending.messages)
         free(engine.worker_state[at])
     engine.worker_count = 0

@@ -9,17 +9,21 @@ In three parts: planned under Mm.lock, loaded without it, put in place under it.
     handed out anew, because a fill holds a count of it.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from userswap.events cimport events_drain
 from userswap.limit cimport room_left, room_take
+from userswap.codec cimport codec_unpack
 from userswap.log cimport (
+    Place,
     log_fetch,
     log_fetched,
     log_free_slots,
     log_in_memory,
     log_pin,
+    log_place,
+    log_place_next,
     log_read_later,
     log_unpin,
 )
@@ -39,12 +43,14 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     sys_futex_wait,
+    sys_now_us,
     sys_pagemap_guard,
     sys_reads_finish,
     sys_reads_start,
     sys_uffd_copy,
     sys_uffd_wake,
 )
+from userswap.tier cimport tier_fault
 from userswap.types cimport (
     AGE_FRESH,
     AGE_READAHEAD,
@@ -52,6 +58,7 @@ from userswap.types cimport (
     FILLED,
     PAGE_BYTES,
     PAGE_SHIFT,
+    STAMP_BITS,
     STORED,
     busy_value,
     entry_payload,
@@ -72,6 +79,7 @@ cdef enum:
     SEGMENTS = 64           # pieces that one fill is put together from
     KEPT_TRIAL = 1024       # pages kept before it is judged whether that is worth it
     KEPT_PAUSE = 4096       # fills without, before it is tried again
+    DAMAGED = -74           # -EBADMSG
 
 # A part of a fill: pages that lie together.
 cdef struct Segment:
@@ -83,6 +91,8 @@ cdef struct Segment:
     uint64_t word           # FILLED: the repeated word
     uint8_t *data           # STORED: the block in memory, or NULL
     bint direct             # its pages are copied from where they are
+    bint packed             # STORED: its pages have different lengths
+    uint32_t at             # packed, read from an area: where in its block the bytes begin
 
 cdef struct Fill:
     uint64_t start          # page
@@ -94,6 +104,7 @@ cdef struct Fill:
     Segment segment[64]
     uint32_t area_reads
     uint32_t age            # of the page faulted on
+    uint32_t pages_since    # evictions since its own
 
 # ---- guards
 
@@ -166,6 +177,7 @@ cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) n
         segment.word = fill_word
         segment.data = data
         segment.direct = False
+        segment.packed = entry_state(word) == STORED and engine.log.blocks[stored_block(word)].packed
     segment.count += 1
     fill.values[at] = offset
     space_get(&engine.space, offset)
@@ -226,6 +238,8 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
         return False
     fill.age = AGE_FRESH
     if entry_state(word) == STORED:
+        fill.pages_since = (<uint32_t>((engine.evict_clock >> engine.stamp_shift) - stored_stamp(word))
+                            & ((1 << STAMP_BITS) - 1)) << engine.stamp_shift
         fill.age = reclaim_age(<uint32_t>(engine.evict_clock >> engine.stamp_shift), stored_stamp(word),
                                <uint32_t>(engine.resident >> engine.stamp_shift))
     while True:
@@ -311,7 +325,22 @@ cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noe
 
 # ---- fill: the bytes, without locks
 
-cdef void _load_segment(Worker *worker, Segment *segment) noexcept nogil:
+cdef int _unpack(Worker *worker, Segment *segment, const uint8_t *data) noexcept nogil:
+    """Unpacks the pages of a segment; `data` is where its block would begin. Returns 0 or DAMAGED."""
+    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
+    cdef Place place
+    cdef uint32_t at
+    log_place(&worker.engine.log, segment.block, segment.index, &place)
+    for at in range(segment.count):
+        if at > 0:
+            log_place_next(&worker.engine.log, segment.block, segment.index + at, &place)
+        if not codec_unpack(&worker.unpacker, place.codec, data + place.start, place.length,
+                            into + <uint64_t>at * PAGE_BYTES):
+            return DAMAGED
+    return 0
+
+
+cdef int _load_segment(Worker *worker, Segment *segment) noexcept nogil:
     """What is in memory, or made up."""
     cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
     cdef uint64_t length = <uint64_t>segment.count * PAGE_BYTES
@@ -319,32 +348,63 @@ cdef void _load_segment(Worker *worker, Segment *segment) noexcept nogil:
     if segment.state == FILLED:
         for at in range(length // 8):
             (<uint64_t *>into)[at] = segment.word
-    elif segment.data != NULL and segment.count >= DIRECT:
+    elif segment.data == NULL:
+        return 0
+    elif segment.packed:
+        return _unpack(worker, segment, segment.data)
+    elif segment.count >= DIRECT:
         segment.direct = True
-    elif segment.data != NULL:
+    else:
         memcpy(into, segment.data + <uint64_t>segment.index * PAGE_BYTES, length)
+    return 0
+
+
+cdef int _read_segment(Worker *worker, Segment *segment, uint64_t *used) noexcept nogil:
+    """Begins to read what is in an area only: plain pages to where they are wanted, packed ones to worker.packed, of
+    which *used bytes are."""
+    cdef Place first, last
+    cdef uint32_t length
+    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
+    segment.at = segment.index * PAGE_BYTES
+    length = segment.count * PAGE_BYTES
+    if segment.packed:
+        log_place(&worker.engine.log, segment.block, segment.index, &first)
+        log_place(&worker.engine.log, segment.block, segment.index + segment.count - 1, &last)
+        segment.at = first.start // PAGE_BYTES * PAGE_BYTES
+        length = (last.start + last.length - segment.at + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+        into = worker.packed + used[0]
+        used[0] += length
+    return log_read_later(&worker.engine.log, &worker.reads, segment.block, segment.at, length, into)
 
 
 cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
     """Puts the bytes together in the worker's buffer: what is in memory while the areas are being read."""
+    cdef uint8_t *read[64]      # SEGMENTS: where what was read of packed pages lies
+    cdef uint64_t used = 0
     cdef uint32_t at
     cdef int error
     cdef int result = 0
     cdef Segment *segment
     for at in range(fill.segments):
         segment = &fill.segment[at]
+        read[at] = NULL
         if segment.state != STORED or segment.data != NULL:
             continue
         segment.data = log_fetched(&worker.engine.log, segment.block)
         if segment.data == NULL:
-            error = log_read_later(&worker.engine.log, &worker.reads, segment.block, segment.index, segment.count,
-                                   worker.buffer + <uint64_t>segment.first * PAGE_BYTES)
+            read[at] = worker.packed + used if segment.packed else NULL
+            error = _read_segment(worker, segment, &used)
             result = error if error != 0 else result
     sys_reads_start(&worker.reads)
     for at in range(fill.segments):
-        _load_segment(worker, &fill.segment[at])
+        error = _load_segment(worker, &fill.segment[at])
+        result = error if error != 0 else result
     error = <int>sys_reads_finish(&worker.reads)
-    return error if error != 0 else result
+    result = error if error != 0 else result
+    for at in range(fill.segments):
+        if read[at] != NULL and result == 0:
+            result = _unpack(worker, &fill.segment[at], read[at] - fill.segment[at].at)
+    return result
 
 
 # ---- fill: putting pages in place, with Mm.lock held
@@ -441,12 +501,22 @@ cdef bint _give_up(Worker *worker, Mm *mm, Fill *fill, uint32_t at, int error) n
     return False
 
 
+cdef void _tell_tier(Engine *engine, Fill *fill, uint64_t us) noexcept nogil:
+    """What this fault took, if its page lies in a block."""
+    cdef uint32_t at = 0
+    while fill.segment[at].first + fill.segment[at].count <= fill.faulted:
+        at += 1
+    if fill.segment[at].state == STORED:
+        tier_fault(engine, fill.segment[at].block, fill.segment[at].data == NULL, fill.pages_since, us)
+
+
 cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil:
     """Brings a swapped page back, with Mm.lock held. Returns 0, or -EAGAIN when it is just being evicted."""
     cdef Engine *engine = worker.engine
     cdef Window window
     cdef Fill fill
     cdef uint32_t seen = load_u32(&engine.evict_done)
+    cdef uint64_t begun
     cdef int result = 0
     fill.keep = _keep_copies(engine, mm, write)
     readahead_window(&mm.fills, page, &window)
@@ -459,8 +529,13 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     readahead_done(&mm.fills, &window)
     _look_ahead(engine, mm, page, &window)
     pthread_mutex_unlock(&mm.lock)
+    begun = sys_now_us()
     result = _load(worker, &fill)
-    if result != 0:
+    if result == 0:
+        _tell_tier(engine, &fill, sys_now_us() - begun)
+    if result == DAMAGED:
+        engine_stop(engine, b"swapped memory came back damaged: block", fill.segment[0].block)
+    elif result != 0:
         engine_stop(engine, b"swapped memory could not be read back: error", result)
     pthread_mutex_lock(&mm.lock)
     if result == 0:

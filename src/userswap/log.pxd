@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The log of blocks: where the bytes of stored pages are."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from userswap.space cimport Space
 from userswap.stores cimport Store
@@ -10,8 +10,11 @@ from userswap.system cimport pthread_mutex_t, sys_reads
 cdef enum:
     MAX_AREAS = 16
     MAX_BLOCKS = 1 << 20
-    BUFFERS_MAX = 6         # blocks in memory: one open, the rest being written or kept until needed
-    BUFFERS_MIN = 3
+    BUFFERS_MAX = 8         # blocks in memory besides the tier: open ones, the rest on their way out or in
+    BUFFERS_MIN = 4
+    TIER_MAX = 1 << 16      # blocks of the memory tier
+    INDEX_MAX = 4096        # pages in a block: what an entry can name
+    ANCHOR_PAGES = 8
     FETCHES = 4
     NO_BLOCK = 0xFFFFFFFF
     NO_SLOT = 0xFFFFFFFF
@@ -19,21 +22,60 @@ cdef enum:
 cdef enum BlockState:
     BLOCK_FREE
     BLOCK_OPEN              # being packed, in memory
-    BLOCK_FULL              # in memory, waiting for the writer
+    BLOCK_FULL              # in memory alone
+    BLOCK_SPENT             # in memory; its pages are being packed into another block, or have been
     BLOCK_WRITING           # in memory, and on its way to (area, slot)
     BLOCK_STORED            # in (area, slot); still in memory too while data is not NULL
+
+# Blocks that are being packed: by the evictor pages as they are; by the packer pages packed small, those that were
+# evicted just now apart from those that have been cold for long.
+cdef enum:
+    OPEN_PLAIN
+    OPEN_PACKED
+    OPEN_COLD
+    OPENS
+
+cdef enum:
+    LIST_NONE
+    LIST_QUEUE              # FULL blocks of plain pages, and others that are to be written next
+    LIST_TIER               # FULL blocks of packed pages, which may stay
+    LIST_KEPT               # STORED blocks whose data is still in memory
+    LISTS
+
+cdef struct BlockList:
+    uint32_t first          # the oldest
+    uint32_t last
+    uint32_t count
 
 cdef struct Block:
     uint8_t state
     uint8_t area
+    uint8_t list
     uint8_t fetching        # on its way back into memory
+    uint8_t packed          # its pages have different lengths
+    uint8_t settled         # not worth packing, or cold: to be written as it is
+    uint8_t used_lately     # read since it was last looked at
+    uint8_t reads           # from its area, since it was last fetched
     uint32_t slot           # place in the area, in blocks
     uint32_t live           # STORED entries that name this block
-    uint32_t used           # pages packed
+    uint32_t used           # pages in it
+    uint32_t room           # pages that its lists below have room for
+    uint32_t bytes          # bytes in it
     uint32_t pins           # readers of data or of the slot
-    uint32_t next           # list of free ids
+    uint32_t next           # of the same list, or of the free ids
+    uint32_t previous
+    uint32_t left           # Log.dropped when it last left the memory; 0: it has not, or is not packed
+    uint32_t born           # Log.clock when it was closed, or when what was cleaned into it was
     uint8_t *data           # BLOCK_BYTES, or NULL
     uint32_t *owners        # reverse map: the offset that each page was packed for
+    uint16_t *lengths       # packed: length - 1 (12 bits) and codec (4 bits) of each page
+    uint32_t *anchors       # packed: where each ANCHOR_PAGES-th page begins
+
+# Where a page lies in its block.
+cdef struct Place:
+    uint32_t start
+    uint32_t length
+    uint8_t codec
 
 cdef struct Log:
     Space *space
@@ -42,18 +84,24 @@ cdef struct Log:
     Block *blocks
     uint32_t block_end
     uint32_t free_ids
-    uint32_t open           # block id, or NO_BLOCK
+    uint32_t open[3]        # block ids, or NO_BLOCK
+    uint32_t clock          # blocks closed
+    uint32_t dropped        # packed blocks that have left the memory
     Store areas[16]         # a block names its area by the place here
     int area_count          # places in use; some may be gone
     int order[16]           # areas that may be written to, the first one first
     int order_count
-    uint8_t *buffers[6]
-    int buffers_free
-    uint32_t queue[6]       # FULL blocks, oldest first
-    int queued
+    uint8_t **buffers       # those that are free
+    uint32_t buffers_free
+    uint32_t buffers_made   # free or not
+    uint32_t plain          # buffers that hold plain pages not written yet
+    uint32_t plain_most     # ... and how many may
+    uint32_t tier_most      # FULL blocks of packed pages that may stay
+    BlockList lists[4]
     bint writing            # one more is on its way to an area
-    uint32_t kept[6]        # STORED blocks whose data is still in memory, oldest first
-    int kept_count
+    bint packs              # somebody packs: plain blocks may wait for it
+    bint plain_waits        # the evictor waits: too many plain pages are not written yet
+    bint buffer_waits       # somebody waits as no buffer is free
     uint32_t fetches[4]     # blocks that are wanted in memory, oldest first
     int fetch_count
     uint32_t fetch_wanted   # futex: there is one more
@@ -65,29 +113,34 @@ cdef struct Log:
     uint64_t slots_used
     uint64_t slots_peak
 
-cdef struct PageSource:
-    uint32_t block
-    uint32_t index
-
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil
 cdef void log_populate(Log *log) noexcept nogil
 cdef void log_deinit(Log *log) noexcept nogil
-cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil
+cdef void log_changed(Log *log) noexcept nogil
+cdef bint log_buffer_add(Log *log) noexcept nogil
+cdef bint log_buffer_drop(Log *log) noexcept nogil
+cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil
+cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint8_t codec,
+                     uint32_t stamp) noexcept nogil
 cdef bint log_is_writing(Log *log) noexcept nogil
-cdef void log_commit(Log *log, uint32_t offset, uint32_t stamp) noexcept nogil
+cdef uint32_t log_unwritten(Log *log) noexcept nogil
 cdef void log_freed(Log *log, uint64_t word) noexcept nogil
 cdef uint8_t *log_pin(Log *log, uint32_t block) noexcept nogil
 cdef void log_unpin(Log *log, uint32_t block) noexcept nogil
-cdef int log_read(Log *log, uint32_t block, uint32_t index, uint32_t count, uint8_t *into) noexcept nogil
-cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t index, uint32_t count,
+cdef void log_unpin_locked(Log *log, uint32_t block) noexcept nogil
+cdef void log_place(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil
+cdef void log_place_next(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil
+cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_t *into) noexcept nogil
+cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at, uint32_t length,
                         uint8_t *into) noexcept nogil
 cdef bint log_in_memory(Log *log, uint32_t block) noexcept nogil
 cdef void log_fetch(Log *log, uint32_t block) noexcept nogil
 cdef bint log_fetch_next(Log *log) noexcept nogil
 cdef uint8_t *log_fetched(Log *log, uint32_t block) noexcept nogil
 cdef int log_write_next(Log *log) noexcept nogil
-cdef int log_clean(Log *log, uint8_t *scratch) noexcept nogil
 cdef void log_area_order(Log *log) noexcept nogil
 cdef uint32_t log_slot_take(Log *log, Store *area) noexcept nogil
 cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil
+cdef void log_list_take(Log *log, uint32_t at) noexcept nogil
+cdef void log_list_add(Log *log, int name, uint32_t at, bint first) noexcept nogil

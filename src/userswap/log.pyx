@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The log of blocks: pages are packed into the open block; a full block is written out whole, in one write.
+"""The log of blocks: pages are packed into an open block; a full block stays in memory or is written out whole, in one
+write.
 
-One thread packs (the evictor: log_reserve, log_commit, log_clean), one writes (log_write_next), any may pin,
-read and free. A block's slot and its buffer are reused only when no live entry names it and nobody has it
-pinned, so a pinned block can be read without a lock although cleaning moves its entries at the same time:
-the old copy stays true.
+Each open block has one thread that packs into it: the evictor pages as they are (OPEN_PLAIN), the packer those that it
+has packed small (pack.pyx). One thread writes (log_write_next), any may pin, read and free. A block's slot and its
+buffer are reused only when no live entry names it and nobody has it pinned, so a pinned block can be read without a
+lock although its pages are packed into another at the same time: the old copy stays true.
+
+Buffers: those of plain pages are few, as they are on their way to be written or packed. Blocks of packed pages may stay:
+`tier_most` of them, the memory tier. Those that are written stay too, until their buffer is wanted.
 """
 
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memmove, memset
 
-from userswap.space cimport LEAF_ENTRIES, space_set, space_word
+from userswap.space cimport space_set, space_word
 from userswap.stores cimport store_deinit
 from userswap.system cimport (
-    EAGAIN,
     ECANCELED,
     ENOMEM,
     ENOSPC,
@@ -38,14 +41,14 @@ from userswap.types cimport (
     entry_make,
     entry_state,
     stored_block,
-    stored_index,
     stored_payload,
-    stored_stamp,
 )
 
 
 cdef enum:
     WRITE_TRIES = 20        # failed writes in a row that are taken for final
+    BEHIND = 2              # plain blocks that wait: one more than that, and the packer is too slow
+    LENGTH_BITS = 12
 
 
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
@@ -54,42 +57,49 @@ cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
     memset(log, 0, sizeof(Log))
     pthread_mutex_init(&log.lock, NULL)
     log.space = space
-    log.open = NO_BLOCK
+    for at in range(OPENS):
+        log.open[at] = NO_BLOCK
+    for at in range(LISTS):
+        log.lists[at].first = log.lists[at].last = NO_BLOCK
     log.free_ids = NO_BLOCK
+    log.plain_most = buffers
     log.blocks = <Block *>sys_reserve(MAX_BLOCKS * sizeof(Block))
-    if log.blocks == NULL:
+    log.buffers = <uint8_t **>sys_reserve((TIER_MAX + BUFFERS_MAX) * sizeof(uint8_t *))
+    if log.blocks == NULL or log.buffers == NULL:
         return -ENOMEM
     for at in range(buffers):
         log.buffers[at] = <uint8_t *>sys_reserve(BLOCK_BYTES)
         if log.buffers[at] == NULL:
             return -ENOMEM
-    log.buffers_free = buffers
+        log.buffers_free += 1
+        log.buffers_made += 1
     return 0
 
 
 cdef void log_populate(Log *log) noexcept nogil:
     """Takes the memory of all buffers, before anything is packed: else the log would grow when memory is shortest."""
-    cdef int at
+    cdef uint32_t at
     for at in range(log.buffers_free):
         sys_populate(log.buffers[at], BLOCK_BYTES)
 
 
 cdef void log_deinit(Log *log) noexcept nogil:
     cdef uint32_t at
-    cdef int buffer
+    cdef int area
     for at in range(log.block_end):
         if log.blocks[at].data != NULL:
             sys_release(log.blocks[at].data, BLOCK_BYTES)
-        free(log.blocks[at].owners)
-    for buffer in range(log.buffers_free):
-        sys_release(log.buffers[buffer], BLOCK_BYTES)
-    for buffer in range(log.area_count):
-        store_deinit(&log.areas[buffer])
+        _lists_free(&log.blocks[at])
+    for at in range(log.buffers_free):
+        sys_release(log.buffers[at], BLOCK_BYTES)
+    for area in range(log.area_count):
+        store_deinit(&log.areas[area])
     sys_release(log.blocks, MAX_BLOCKS * sizeof(Block))
+    sys_release(log.buffers, (TIER_MAX + BUFFERS_MAX) * sizeof(uint8_t *))
     pthread_mutex_destroy(&log.lock)
 
 
-cdef void _changed(Log *log) noexcept nogil:
+cdef void log_changed(Log *log) noexcept nogil:
     add_u32(&log.changed, 1)
     sys_futex_wake(&log.changed)
 
@@ -118,13 +128,13 @@ cdef uint64_t _area_free(Store *area) noexcept nogil:
 
 
 cdef uint64_t log_free_slots(Log *log) noexcept nogil:
-    """Blocks that can still be written, over all areas, less those already queued."""
+    """Blocks that can still be written, over all areas, less those that are full already."""
     cdef uint64_t free_slots = 0
     cdef int at
     pthread_mutex_lock(&log.lock)
     for at in range(log.area_count):
         free_slots += _area_free(&log.areas[at])
-    free_slots -= min(free_slots, <uint64_t>log.queued)
+    free_slots -= min(free_slots, <uint64_t>log_unwritten(log))
     pthread_mutex_unlock(&log.lock)
     return free_slots
 
@@ -147,68 +157,153 @@ cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil:
     area.returned_count += 1
 
 
+# ---- lists of blocks, with Log.lock held
+
+cdef void log_list_add(Log *log, int name, uint32_t at, bint first) noexcept nogil:
+    """As the youngest, or as the oldest if `first`."""
+    cdef BlockList *blocks = &log.lists[name]
+    cdef Block *block = &log.blocks[at]
+    block.list = name
+    block.previous = NO_BLOCK if first else blocks.last
+    block.next = blocks.first if first else NO_BLOCK
+    if block.previous != NO_BLOCK:
+        log.blocks[block.previous].next = at
+    else:
+        blocks.first = at
+    if block.next != NO_BLOCK:
+        log.blocks[block.next].previous = at
+    else:
+        blocks.last = at
+    blocks.count += 1
+
+
+cdef void log_list_take(Log *log, uint32_t at) noexcept nogil:
+    """Takes the block out of the list that it is in, if any."""
+    cdef Block *block = &log.blocks[at]
+    cdef BlockList *blocks = &log.lists[block.list]
+    if block.list == LIST_NONE:
+        return
+    if block.previous != NO_BLOCK:
+        log.blocks[block.previous].next = block.next
+    else:
+        blocks.first = block.next
+    if block.next != NO_BLOCK:
+        log.blocks[block.next].previous = block.previous
+    else:
+        blocks.last = block.previous
+    blocks.count -= 1
+    block.list = LIST_NONE
+
+
+cdef uint32_t log_unwritten(Log *log) noexcept nogil:
+    """Full blocks that have no slot yet."""
+    return log.lists[LIST_QUEUE].count + log.lists[LIST_TIER].count
+
+
 # ---- blocks, with Log.lock held
 
+cdef void _lists_free(Block *block) noexcept nogil:
+    free(block.owners)
+    free(block.lengths)
+    free(block.anchors)
+    block.owners = NULL
+    block.lengths = NULL
+    block.anchors = NULL
+
+
 cdef void _data_release(Log *log, Block *block) noexcept nogil:
+    if not block.packed and block.state != BLOCK_STORED:
+        log.plain -= 1
     log.buffers[log.buffers_free] = block.data
     log.buffers_free += 1
     block.data = NULL
-    _changed(log)
-
-
-cdef uint32_t _take_out(uint32_t *blocks, int *count, int place) noexcept nogil:
-    """Takes the block at `place` out of a short queue; returns it."""
-    cdef uint32_t block = blocks[place]
-    count[0] -= 1
-    while place < count[0]:
-        blocks[place] = blocks[place + 1]
-        place += 1
-    return block
+    log_changed(log)
 
 
 cdef bint _buffer_recycle(Log *log) noexcept nogil:
-    """Gives up the oldest written block that is only kept in memory for faults that may come."""
-    cdef int place
+    """Gives up the oldest written block that is only kept in memory for faults that may come; one that was read since
+    the last look only where there is no other."""
+    cdef uint32_t left = 2 * log.lists[LIST_KEPT].count
+    cdef uint32_t at = log.lists[LIST_KEPT].first
+    cdef uint32_t next
     cdef Block *block
-    for place in range(log.kept_count):
-        block = &log.blocks[log.kept[place]]
-        if block.pins == 0:
-            _take_out(log.kept, &log.kept_count, place)
+    while left > 0:
+        block = &log.blocks[at]
+        next = block.next
+        log_list_take(log, at)
+        if block.pins == 0 and not block.used_lately:
+            log.dropped += block.packed
+            block.left = log.dropped if block.packed else 0
             _data_release(log, block)
             return True
+        block.used_lately = False
+        log_list_add(log, LIST_KEPT, at, False)
+        at = next if next != NO_BLOCK else log.lists[LIST_KEPT].first
+        left -= 1
     return False
 
 
 cdef void _block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
-    """Frees a written block that nothing names and nobody reads. Blocks on their way out are looked at later."""
+    """Frees a block that nothing names and nobody reads. One that is open or on its way out is looked at later."""
     cdef Block *block = &log.blocks[at]
-    cdef int place
-    if block.state != BLOCK_STORED or block.live != 0 or block.pins != 0:
+    if block.live != 0 or block.pins != 0:
         return
-    log_slot_return(log, &log.areas[block.area], block.slot)
+    if block.state == BLOCK_STORED:
+        log_slot_return(log, &log.areas[block.area], block.slot)
+    elif block.state != BLOCK_FULL and block.state != BLOCK_SPENT:
+        return
+    log_list_take(log, at)
     if block.data != NULL:
-        for place in range(log.kept_count):
-            if log.kept[place] == at:
-                _take_out(log.kept, &log.kept_count, place)
-                break
         _data_release(log, block)
-    _id_return(log, at)
-
-
-cdef void _id_return(Log *log, uint32_t at) noexcept nogil:
-    cdef Block *block = &log.blocks[at]
-    free(block.owners)
-    block.owners = NULL
+    _lists_free(block)
     block.state = BLOCK_FREE
     block.next = log.free_ids
     log.free_ids = at
 
 
-cdef int _open_block(Log *log) noexcept nogil:
-    """Opens a new block. -EAGAIN (as 1) when no buffer is free, else 0 or -errno."""
+cdef int _lists_make(Block *block) noexcept nogil:
+    block.room = INDEX_MAX if block.packed else BLOCK_PAGES
+    block.owners = <uint32_t *>malloc(block.room * sizeof(uint32_t))
+    if block.packed:
+        block.lengths = <uint16_t *>malloc(block.room * sizeof(uint16_t))
+        block.anchors = <uint32_t *>malloc(block.room // ANCHOR_PAGES * sizeof(uint32_t))
+    if block.owners == NULL or (block.packed and (block.lengths == NULL or block.anchors == NULL)):
+        _lists_free(block)
+        return -ENOMEM
+    return 0
+
+
+cdef void _lists_shrink(Block *block) noexcept nogil:
+    """To what is used, once nobody reads them."""
+    cdef void *smaller
+    if block.room == block.used or block.pins != 0 or not block.packed:
+        return
+    block.room = block.used
+    smaller = realloc(block.owners, block.used * sizeof(uint32_t))
+    block.owners = <uint32_t *>smaller if smaller != NULL else block.owners
+    smaller = realloc(block.lengths, block.used * sizeof(uint16_t))
+    block.lengths = <uint16_t *>smaller if smaller != NULL else block.lengths
+    smaller = realloc(block.anchors, (block.used + ANCHOR_PAGES - 1) // ANCHOR_PAGES * sizeof(uint32_t))
+    block.anchors = <uint32_t *>smaller if smaller != NULL else block.anchors
+
+
+cdef void _wait_for(Log *log, bint *what) noexcept nogil:
+    """Tells the writer that somebody waits, once."""
+    if not what[0]:
+        what[0] = True
+        log_changed(log)
+
+
+cdef int _open_block(Log *log, int which) noexcept nogil:
+    """Opens a new block. 1 when that must wait for a buffer, else 0 or -errno."""
     cdef uint32_t at = log.free_ids
     cdef Block *block
+    cdef int result
+    if which == OPEN_PLAIN and log.plain >= log.plain_most:
+        _wait_for(log, &log.plain_waits)
+        return 1
     if log.buffers_free == 0 and not _buffer_recycle(log):
+        _wait_for(log, &log.buffer_waits)
         return 1
     if at != NO_BLOCK:
         log.free_ids = log.blocks[at].next
@@ -219,22 +314,41 @@ cdef int _open_block(Log *log) noexcept nogil:
         return -ENOSPC
     block = &log.blocks[at]
     memset(block, 0, sizeof(Block))
-    block.owners = <uint32_t *>malloc(BLOCK_PAGES * sizeof(uint32_t))
-    if block.owners == NULL:
+    block.packed = which != OPEN_PLAIN
+    block.settled = which == OPEN_COLD
+    result = _lists_make(block)
+    if result != 0:
         block.next = log.free_ids
         log.free_ids = at
-        return -ENOMEM
+        return result
+    log.plain_waits = log.plain_waits and which != OPEN_PLAIN
+    log.buffer_waits = False
     log.buffers_free -= 1
+    log.plain += which == OPEN_PLAIN
     block.data = log.buffers[log.buffers_free]
     block.state = BLOCK_OPEN
-    log.open = at
+    log.open[which] = at
     return 0
+
+
+cdef void _close_block(Log *log, int which) noexcept nogil:
+    cdef uint32_t at = log.open[which]
+    cdef Block *block = &log.blocks[at]
+    log.open[which] = NO_BLOCK
+    log.clock += 1
+    if which != OPEN_COLD:
+        block.born = log.clock
+    block.state = BLOCK_FULL
+    log_list_add(log, LIST_TIER if which == OPEN_PACKED else LIST_QUEUE, at, False)
+    _lists_shrink(block)
+    _block_free_if_unused(log, at)
+    log_changed(log)
 
 
 # ---- packing
 
-cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil:
-    """Where the next page is to be packed. Waits for the writer when all buffers are on their way out.
+cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil:
+    """Where the next page is to be packed: there is room for PAGE_BYTES. Waits for the writer when no buffer is free.
 
     Returns 0, or the -errno of a writer that cannot go on. Call without any lock."""
     cdef uint32_t seen
@@ -242,10 +356,10 @@ cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil:
     while True:
         seen = load_u32(&log.changed)
         pthread_mutex_lock(&log.lock)
-        if log.open == NO_BLOCK:
-            result = _open_block(log)
+        if log.open[which] == NO_BLOCK:
+            result = _open_block(log, which)
         if result == 0:
-            at[0] = log.blocks[log.open].data + <uint64_t>log.blocks[log.open].used * PAGE_BYTES
+            at[0] = log.blocks[log.open[which]].data + log.blocks[log.open[which]].bytes
         elif log.stopping:
             result = -ECANCELED
         elif log.errors >= WRITE_TRIES:
@@ -259,26 +373,29 @@ cdef int log_reserve(Log *log, uint8_t **at) noexcept nogil:
 
 cdef bint log_is_writing(Log *log) noexcept nogil:
     """Whether blocks are on their way to an area. An answer that is out of date does no harm."""
-    return log.writing or log.queued > 0
+    return log.writing or log.lists[LIST_QUEUE].count > 0 or log.buffer_waits
 
 
-cdef void log_commit(Log *log, uint32_t offset, uint32_t stamp) noexcept nogil:
-    """The page at log_reserve's place is that of `offset`: its entry becomes STORED. Space.lock is held."""
+cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint8_t codec,
+                     uint32_t stamp) noexcept nogil:
+    """The page at log_reserve's place, of `length` bytes, is that of `offset`: its entry becomes STORED. Space.lock is
+    held."""
     cdef uint64_t word = space_word(log.space, offset)
     cdef Block *block
     pthread_mutex_lock(&log.lock)
-    block = &log.blocks[log.open]
+    block = &log.blocks[log.open[which]]
     block.owners[block.used] = offset
+    if block.packed:
+        block.lengths[block.used] = <uint16_t>((length - 1) | (<uint32_t>codec << LENGTH_BITS))
+        if block.used % ANCHOR_PAGES == 0:
+            block.anchors[block.used // ANCHOR_PAGES] = block.bytes
     space_set(log.space, offset, entry_make(STORED, entry_count(word),
-                                            stored_payload(log.open, block.used, stamp)))
+                                            stored_payload(log.open[which], block.used, stamp)))
     block.used += 1
+    block.bytes += length
     block.live += 1
-    if block.used == BLOCK_PAGES:
-        block.state = BLOCK_FULL
-        log.queue[log.queued] = log.open
-        log.queued += 1
-        log.open = NO_BLOCK
-        _changed(log)
+    if block.bytes + PAGE_BYTES > BLOCK_BYTES or block.used == block.room:
+        _close_block(log, which)
     pthread_mutex_unlock(&log.lock)
 
 
@@ -292,6 +409,40 @@ cdef void log_freed(Log *log, uint64_t word) noexcept nogil:
     pthread_mutex_unlock(&log.lock)
 
 
+# ---- the tier's buffers
+
+cdef bint log_buffer_add(Log *log) noexcept nogil:
+    """One buffer more, its memory taken. Call without a lock, by one thread."""
+    cdef uint8_t *buffer
+    if log.buffers_made >= TIER_MAX + BUFFERS_MAX:
+        return False
+    buffer = <uint8_t *>sys_reserve(BLOCK_BYTES)
+    if buffer == NULL:
+        return False
+    sys_populate(buffer, BLOCK_BYTES)
+    pthread_mutex_lock(&log.lock)
+    log.buffers[log.buffers_free] = buffer
+    log.buffers_free += 1
+    log.buffers_made += 1
+    pthread_mutex_unlock(&log.lock)
+    log_changed(log)
+    return True
+
+
+cdef bint log_buffer_drop(Log *log) noexcept nogil:
+    """One buffer less, its memory given back. False when none can be spared now."""
+    cdef uint8_t *buffer = NULL
+    pthread_mutex_lock(&log.lock)
+    if log.buffers_free > 0 or _buffer_recycle(log):
+        log.buffers_free -= 1
+        log.buffers_made -= 1
+        buffer = log.buffers[log.buffers_free]
+    pthread_mutex_unlock(&log.lock)
+    if buffer != NULL:
+        sys_release(buffer, BLOCK_BYTES)
+    return buffer != NULL
+
+
 # ---- reading
 
 cdef uint8_t *log_pin(Log *log, uint32_t block) noexcept nogil:
@@ -302,30 +453,63 @@ cdef uint8_t *log_pin(Log *log, uint32_t block) noexcept nogil:
     pthread_mutex_lock(&log.lock)
     log.blocks[block].pins += 1
     data = log.blocks[block].data
+    log.blocks[block].used_lately = data != NULL
     pthread_mutex_unlock(&log.lock)
     return data
 
 
 cdef void log_unpin(Log *log, uint32_t block) noexcept nogil:
     pthread_mutex_lock(&log.lock)
-    log.blocks[block].pins -= 1
-    _block_free_if_unused(log, block)
+    log_unpin_locked(log, block)
     pthread_mutex_unlock(&log.lock)
 
 
-cdef int log_read(Log *log, uint32_t block, uint32_t index, uint32_t count, uint8_t *into) noexcept nogil:
-    """Reads `count` pages of a pinned block that log_pin found only in an area. Returns 0 or -errno."""
+cdef void log_unpin_locked(Log *log, uint32_t block) noexcept nogil:
+    log.blocks[block].pins -= 1
+    if log.blocks[block].state != BLOCK_OPEN:
+        _lists_shrink(&log.blocks[block])
+    _block_free_if_unused(log, block)
+
+
+cdef void log_place(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil:
+    """Where a page of a pinned block lies in it."""
+    cdef Block *b = &log.blocks[block]
+    cdef uint32_t at
+    if not b.packed:
+        place.start = index * PAGE_BYTES
+        place.length = PAGE_BYTES
+        place.codec = 0
+        return
+    place.start = b.anchors[index // ANCHOR_PAGES]
+    for at in range(index // ANCHOR_PAGES * ANCHOR_PAGES, index):
+        place.start += (b.lengths[at] & ((1 << LENGTH_BITS) - 1)) + 1
+    place.length = (b.lengths[index] & ((1 << LENGTH_BITS) - 1)) + 1
+    place.codec = <uint8_t>(b.lengths[index] >> LENGTH_BITS)
+
+
+cdef void log_place_next(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil:
+    """From the place of the page before to that of `index`."""
+    cdef Block *b = &log.blocks[block]
+    place.start += place.length
+    if b.packed:
+        place.length = (b.lengths[index] & ((1 << LENGTH_BITS) - 1)) + 1
+        place.codec = <uint8_t>(b.lengths[index] >> LENGTH_BITS)
+
+
+cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_t *into) noexcept nogil:
+    """Reads bytes of a pinned block that log_pin found only in an area; both are multiples of PAGE_BYTES. Returns 0 or
+    -errno."""
     cdef Block *b = &log.blocks[block]
     cdef Store *area = &log.areas[b.area]
-    return area.read(area, b.slot, <uint64_t>index * PAGE_BYTES, <uint64_t>count * PAGE_BYTES, into)
+    return area.read(area, b.slot, at, length, into)
 
 
-cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t index, uint32_t count,
+cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at, uint32_t length,
                         uint8_t *into) noexcept nogil:
     """As log_read, but the bytes are there only after sys_reads_finish."""
     cdef Block *b = &log.blocks[block]
     cdef Store *area = &log.areas[b.area]
-    return area.read_later(area, reads, b.slot, <uint64_t>index * PAGE_BYTES, <uint64_t>count * PAGE_BYTES, into)
+    return area.read_later(area, reads, b.slot, at, length, into)
 
 
 # ---- fetching: blocks that will be read soon come back into memory whole
@@ -357,7 +541,9 @@ cdef uint8_t *_fetch_begin(Log *log, uint32_t *at) noexcept nogil:
     cdef uint8_t *buffer = NULL
     pthread_mutex_lock(&log.lock)
     if log.fetch_count > 0:
-        at[0] = _take_out(log.fetches, &log.fetch_count, 0)
+        at[0] = log.fetches[0]
+        log.fetch_count -= 1
+        memmove(log.fetches, log.fetches + 1, log.fetch_count * sizeof(uint32_t))
         if log.buffers_free > 1 or _buffer_recycle(log):
             log.buffers_free -= 1
             buffer = log.buffers[log.buffers_free]
@@ -375,19 +561,18 @@ cdef bint log_fetch_next(Log *log) noexcept nogil:
         return False
     block = &log.blocks[at]
     if buffer != NULL:
-        read = log_read(log, at, 0, block.used, buffer) == 0     # who needs it reads it again, and tells of the error
+        # Who needs it reads it again, and tells of the error.
+        read = log_read(log, at, 0, (block.bytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES, buffer) == 0
     pthread_mutex_lock(&log.lock)
     block.fetching = False
     if read:
         block.data = buffer
-        log.kept[log.kept_count] = at
-        log.kept_count += 1
+        log_list_add(log, LIST_KEPT, at, False)
     elif buffer != NULL:
         log.buffers[log.buffers_free] = buffer
         log.buffers_free += 1
-    block.pins -= 1
-    _changed(log)
-    _block_free_if_unused(log, at)
+    log_unpin_locked(log, at)
+    log_changed(log)
     pthread_mutex_unlock(&log.lock)
     return True
 
@@ -432,10 +617,10 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
             block.area = <uint8_t>area
             block.slot = slot
             block.state = BLOCK_STORED
-            log.kept[log.kept_count] = at
-            log.kept_count += 1
+            log.plain -= not block.packed
+            log_list_add(log, LIST_KEPT, at, False)
             _block_free_if_unused(log, at)
-            _changed(log)
+            log_changed(log)
         else:
             log_slot_return(log, &log.areas[area], slot)
         pthread_mutex_unlock(&log.lock)
@@ -444,23 +629,49 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
     return result
 
 
-cdef int log_write_next(Log *log) noexcept nogil:
-    """Writes the oldest full block, if there is one. Returns 1 if it did something, 0 if not, or -errno.
+cdef uint32_t _coldest(Log *log) noexcept nogil:
+    """The oldest block of the tier that was not read since the last look."""
+    cdef BlockList *tier = &log.lists[LIST_TIER]
+    cdef uint32_t left = tier.count
+    cdef uint32_t at = tier.first
+    while left > 0 and log.blocks[at].used_lately:
+        log.blocks[at].used_lately = False
+        log_list_take(log, at)
+        log_list_add(log, LIST_TIER, at, False)
+        at = tier.first
+        left -= 1
+    return at
 
-    After an error the block stays queued, its bytes in memory, and log.error says so until a write succeeds."""
+
+cdef uint32_t _to_write(Log *log) noexcept nogil:
+    """The block to be written next, or NO_BLOCK. A plain one is left to the packer, unless that is behind."""
+    cdef BlockList *queue = &log.lists[LIST_QUEUE]
+    cdef BlockList *tier = &log.lists[LIST_TIER]
+    if queue.count > 0 and (not log.packs or log.blocks[queue.first].settled or queue.count > BEHIND
+                            or log.plain_waits or log.buffer_waits):
+        return queue.first
+    if tier.count > log.tier_most or (tier.count > 0 and log.buffer_waits):
+        return _coldest(log)
+    return NO_BLOCK
+
+
+cdef int log_write_next(Log *log) noexcept nogil:
+    """Writes the block that is to be written next, if there is one. Returns 1 if it did, 0 if not, or -errno.
+
+    After an error the block stays where it was, its bytes in memory, and log.error says so until a write succeeds."""
     cdef uint32_t at
-    cdef int result, place
+    cdef int name
+    cdef int result
     pthread_mutex_lock(&log.lock)
-    if log.queued == 0:
+    at = _to_write(log)
+    if at == NO_BLOCK:
+        if log.lists[LIST_QUEUE].count == 0:
+            log.error = 0       # if a write had failed, what was to be written has been given back
+            log.errors = 0
         pthread_mutex_unlock(&log.lock)
         return 0
-    at = _take_out(log.queue, &log.queued, 0)
-    if log.blocks[at].live == 0 and log.blocks[at].pins == 0:
-        _data_release(log, &log.blocks[at])      # all given back before it was written
-        _id_return(log, at)
-        log.error = 0       # if a write had failed, it was this one's
-        pthread_mutex_unlock(&log.lock)
-        return 1
+    name = log.blocks[at].list
+    log_list_take(log, at)
     log.blocks[at].state = BLOCK_WRITING
     log.writing = True
     pthread_mutex_unlock(&log.lock)
@@ -471,86 +682,8 @@ cdef int log_write_next(Log *log) noexcept nogil:
     log.errors = 0 if result == 0 else WRITE_TRIES if result == -ENOSPC else log.errors + 1
     if result != 0:
         log.blocks[at].state = BLOCK_FULL
-        for place in range(log.queued, 0, -1):
-            log.queue[place] = log.queue[place - 1]
-        log.queue[0] = at
-        log.queued += 1
-        _changed(log)
+        log_list_add(log, name, at, True)
+        _block_free_if_unused(log, at)
+        log_changed(log)
     pthread_mutex_unlock(&log.lock)
     return 1 if result == 0 else result
-
-
-# ---- cleaning
-
-cdef uint32_t _emptiest(Log *log, bint *busy) noexcept nogil:
-    """Pins and returns the stored block with the fewest live pages, or NO_BLOCK. *busy: a block that is being read
-    or written has fewer."""
-    cdef uint32_t at
-    cdef uint32_t best = NO_BLOCK
-    cdef uint32_t fewest = BLOCK_PAGES
-    pthread_mutex_lock(&log.lock)
-    for at in range(log.block_end):
-        if log.blocks[at].state == BLOCK_STORED and log.blocks[at].pins == 0:
-            if best == NO_BLOCK or log.blocks[at].live < log.blocks[best].live:
-                best = at
-        elif log.blocks[at].state == BLOCK_STORED or log.blocks[at].state == BLOCK_WRITING:
-            fewest = min(fewest, log.blocks[at].live)
-    busy[0] = fewest < (log.blocks[best].live if best != NO_BLOCK else BLOCK_PAGES)
-    if best != NO_BLOCK:
-        log.blocks[best].pins += 1
-    pthread_mutex_unlock(&log.lock)
-    return best
-
-
-cdef bint _still_there(Log *log, uint32_t offset, uint32_t block, uint32_t index) noexcept nogil:
-    cdef uint64_t word
-    if log.space.leaves[offset // LEAF_ENTRIES].words == NULL:
-        return False
-    word = space_word(log.space, offset)
-    return entry_state(word) == STORED and stored_block(word) == block and stored_index(word) == index
-
-
-cdef int _move_page(Log *log, uint32_t block, uint32_t index, const uint8_t *data) noexcept nogil:
-    """Packs a live page of a pinned block again. Returns 0 or -errno."""
-    cdef uint32_t offset = log.blocks[block].owners[index]
-    cdef uint8_t *at
-    cdef uint64_t word
-    cdef int result = log_reserve(log, &at)
-    if result != 0:
-        return result
-    memcpy(at, data, PAGE_BYTES)
-    pthread_mutex_lock(&log.space.lock)
-    if _still_there(log, offset, block, index):
-        word = space_word(log.space, offset)
-        log_commit(log, offset, stored_stamp(word))
-        log_freed(log, word)
-    pthread_mutex_unlock(&log.space.lock)
-    return 0
-
-
-cdef int log_clean(Log *log, uint8_t *scratch) noexcept nogil:
-    """Empties the block with the fewest live pages, by packing these again; `scratch` holds a block.
-
-    Returns the number of pages that were dead in it (what is gained; 0 means that cleaning cannot help), or
-    -errno, -EAGAIN where a better block was just in use. Called by the thread that packs, without any lock."""
-    cdef bint busy
-    cdef uint32_t at = _emptiest(log, &busy)
-    cdef uint32_t index, dead
-    cdef uint8_t *data
-    cdef int result = 0
-    if at == NO_BLOCK:
-        return -EAGAIN if busy else 0
-    dead = BLOCK_PAGES - log.blocks[at].live
-    data = log.blocks[at].data      # stays: the block is pinned
-    if dead > 0 and data == NULL:
-        data = scratch
-        result = log_read(log, at, 0, log.blocks[at].used, scratch)
-    if dead > 0:
-        for index in range(log.blocks[at].used):
-            if result != 0:
-                break
-            result = _move_page(log, at, index, data + <uint64_t>index * PAGE_BYTES)
-    log_unpin(log, at)
-    if result == 0 and dead == 0 and busy:
-        return -EAGAIN
-    return result if result != 0 else <int>dead

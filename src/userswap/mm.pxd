@@ -4,8 +4,10 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
+from userswap.codec cimport Unpacker
 from userswap.inject cimport Helper
 from userswap.log cimport Log
+from userswap.pack cimport Pack
 from userswap.pagetable cimport PageTable
 from userswap.ranges cimport Ranges
 from userswap.readahead cimport Streams
@@ -115,6 +117,8 @@ cdef struct Worker:
     Engine *engine
     int cpu
     uint8_t *buffer         # WINDOW_MAX pages
+    uint8_t *packed         # what was read of packed pages
+    Unpacker unpacker
     sys_reads reads
     uint32_t served         # faults that followed another soon
     int eager               # turns in which it looks for the next fault before it sleeps
@@ -125,9 +129,25 @@ cdef struct Warmer:
     int cpu
     pthread_t thread
 
+# What is known of the worth of memory for packed blocks (tier.pyx).
+cdef struct Tier:
+    uint32_t base           # buffers of the log besides the tier
+    uint32_t most           # blocks that it may have at most
+    uint32_t step           # blocks that are looked at beyond the edge
+    uint64_t adjusted_at    # us
+    int64_t packed_us       # what faults took that a step more of packed blocks would have saved
+    int64_t resident_us     # ... of resident pages
+    int64_t memory_us       # what a fault takes that is answered from memory, times 64
+    int64_t hits            # faults answered by packed blocks in memory, and by an area, of late
+    int64_t misses
+    int64_t earned_us       # what faults took since a block was last brought up
+    int64_t fetch_us        # what it takes to bring one up
+
 cdef struct Engine:
     Space space
     Log log
+    Pack pack
+    Tier tier
     Counters counters
     # Guards mms and their refs.
     pthread_mutex_t table_lock
@@ -159,10 +179,12 @@ cdef struct Engine:
     pthread_t evictor
     pthread_t writer
     pthread_t fetcher
+    pthread_t packer
     pthread_t monitor
     bint evictor_runs
     bint writer_runs
     bint fetcher_runs
+    bint packer_runs
     bint monitor_runs
     int stop_event          # eventfd that ends the waits of all threads
     Tree tree

@@ -14,6 +14,7 @@ from userswap.check cimport check_running
 from userswap.enter cimport enter_wanted
 from userswap.forks cimport forks_protect
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck, room_sampled
+from userswap.log cimport log_changed
 from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
 from userswap.spare cimport spare_look
@@ -52,6 +53,7 @@ cdef enum:
     INTERVAL_MAX_US = 250000
     INTERVAL_MIN_US = 1000
     CHECK_EVERY = 16
+    TIER_EVERY = 16
     OWN_EVERY = 16              # looks at the engine's own memory, far below the limit
     KSM_EVERY_US = 1000000
     RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
@@ -152,6 +154,8 @@ cdef bint _tick(Engine *engine) noexcept nogil:
         pages = tree_pages(&engine.tree, copied) + engine.own_pages
     room_sampled(engine, pages, granted)
     near = limit_near(engine)
+    if near and engine.tree.ticks % TIER_EVERY == 0:
+        log_changed(&engine.log)        # for the packer, which splits the memory anew
     if near:
         _look_for_ksm(engine)
         enter_wanted(engine)

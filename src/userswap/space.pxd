@@ -46,6 +46,7 @@ cdef void space_deinit(Space *space) noexcept nogil
 cdef uint32_t space_allocate(Space *space, uint64_t word) noexcept nogil
 cdef uint64_t space_word(Space *space, uint32_t offset) noexcept nogil
 cdef void space_set(Space *space, uint32_t offset, uint64_t word) noexcept nogil
+cdef void space_stamp(Space *space, uint32_t offset, uint32_t stamp) noexcept nogil
 cdef void space_get(Space *space, uint32_t offset) noexcept nogil
 cdef uint64_t space_put(Space *space, uint32_t offset) noexcept nogil
 cdef void space_free(Space *space, uint32_t offset) noexcept nogil

@@ -26,10 +26,14 @@ from userswap.types cimport (
     FREE,
     OFFSET_BITS,
     PAGE_BYTES,
+    STORED,
     entry_count,
     entry_make,
     entry_payload,
     entry_state,
+    stored_block,
+    stored_index,
+    stored_payload,
 )
 
 cdef extern from "<stdlib.h>" nogil:
@@ -141,6 +145,14 @@ cdef uint64_t space_word(Space *space, uint32_t offset) noexcept nogil:
 
 cdef void space_set(Space *space, uint32_t offset, uint64_t word) noexcept nogil:
     store_u64(&space.leaves[offset // LEAF_ENTRIES].words[offset % LEAF_ENTRIES], word)
+
+
+cdef void space_stamp(Space *space, uint32_t offset, uint32_t stamp) noexcept nogil:
+    """The page was evicted anew, its copy being true still: where it is STORED, it was so now."""
+    cdef uint64_t word = space_word(space, offset)
+    if entry_state(word) == STORED:
+        space_set(space, offset, entry_make(STORED, entry_count(word),
+                                            stored_payload(stored_block(word), stored_index(word), stamp)))
 
 
 cdef void space_get(Space *space, uint32_t offset) noexcept nogil:

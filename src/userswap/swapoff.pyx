@@ -24,6 +24,7 @@ from userswap.log cimport (
     log_slot_return,
     log_slot_take,
     log_unpin,
+    log_unwritten,
 )
 from userswap.stores cimport Store, file_store_init, store_deinit
 from userswap.system cimport (
@@ -38,7 +39,7 @@ from userswap.system cimport (
     sys_reserve,
     sys_sleep_us,
 )
-from userswap.types cimport BLOCK_BYTES, BLOCK_PAGES
+from userswap.types cimport BLOCK_BYTES
 
 cdef enum:
     SPARE_SLOTS = 4         # what the evictor needs to go on
@@ -97,7 +98,7 @@ cdef int _begin(Log *log, int area, Progress *progress) noexcept nogil:
         for at in range(log.area_count):
             if at != area and not log.areas[at].closing and not log.areas[at].gone:
                 others += log.areas[at].slots - log.areas[at].slot_end + log.areas[at].returned_count
-        if used + SPARE_SLOTS + log.queued > others:
+        if used + SPARE_SLOTS + log_unwritten(log) > others:
             result = -ENOSPC
         else:
             store.closing = True
@@ -174,7 +175,7 @@ cdef int _move_block(Log *log, uint32_t at, int from_area, uint8_t *buffer) noex
         return result
     if data == NULL:
         data = buffer
-        result = log_read(log, at, 0, BLOCK_PAGES, buffer)
+        result = log_read(log, at, 0, BLOCK_BYTES, buffer)
     if result == 0:
         result = log.areas[area].write(&log.areas[area], slot, data)
     if result == 0:

@@ -15,12 +15,12 @@ from userswap.codec cimport (
     Packer, Unpacker, codec_pack, codec_unpack, packer_deinit, packer_init, unpacker_deinit, unpacker_init,
 )
 from userswap.log cimport (
-    log_area_order,
-    BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, BUFFERS_MAX, MAX_AREAS, NO_BLOCK, log_clean,
-    log_commit, log_deinit, log_free_slots, log_freed, log_init, log_pin, log_read, log_reserve, log_unpin,
-    log_write_next,
+    BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS, NO_BLOCK,
+    OPEN_PLAIN, OPENS, Place, log_area_order, log_buffer_add, log_buffer_drop, log_commit, log_deinit, log_free_slots,
+    log_freed, log_init, log_pin, log_place, log_read, log_reserve, log_unpin, log_write_next,
 )
 from userswap.log cimport Log as LogStruct
+from userswap.pack cimport Pack, pack_clean, pack_deinit, pack_init, pack_next
 from userswap.pagetable cimport PageTable as TableStruct
 from userswap.pagetable cimport (
     TABLE_LEAF_PAGES,
@@ -42,13 +42,14 @@ from userswap.reclaim cimport reclaim_age as c_reclaim_age
 from userswap.reclaim cimport reclaim_run as c_reclaim_run
 from userswap.space cimport (
     LEAF_ENTRIES, NO_LEAF, space_allocate, space_deinit, space_fill_code, space_fill_value, space_free, space_get,
-    space_init, space_put, space_set, space_word,
+    space_init, space_put, space_set, space_stamp, space_word,
 )
 from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
 from userswap.stores cimport Store, file_store_init
 from userswap.system cimport (
-    pthread_mutex_lock, pthread_mutex_unlock, sys_now_us, sys_pwrite_all, sys_release, sys_reserve, sys_since_us, sys_sleep_us,
+    EIO, pthread_mutex_lock, pthread_mutex_unlock, sys_now_us, sys_pwrite_all, sys_release, sys_reserve, sys_since_us,
+    sys_sleep_us,
 )
 from userswap.types cimport (
     AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_MAX, FILLED, FREE, PAGE_BYTES, STORED, age_of,
@@ -58,7 +59,7 @@ from userswap.types cimport (
 
 STATES = {'free': FREE, 'filled': FILLED, 'cached': CACHED, 'stored': STORED}
 STATE_NAMES = {number: name for name, number in STATES.items()}
-BLOCK_STATES = ['free', 'open', 'full', 'writing', 'stored']
+BLOCK_STATES = ['free', 'open', 'full', 'spent', 'writing', 'stored']
 COUNT_STICKY = COUNT_MAX
 NO_CODE = 0xFFFFFFFFFFFFFFFF
 FRESH = AGE_FRESH
@@ -91,6 +92,9 @@ cdef class Space:
 
     def get(self, uint32_t offset):
         space_get(&self.space, offset)
+
+    def stamp(self, uint32_t offset, uint32_t stamp):
+        space_stamp(&self.space, offset, stamp)
 
     def put(self, uint32_t offset):
         """Whether this freed the entry."""
@@ -356,22 +360,43 @@ cdef class Pin:
 
     def read(self, uint32_t index, uint32_t count=1):
         """The bytes of pages of the block, without a lock, from where they were when it was pinned."""
-        cdef uint64_t length = <uint64_t>count * PAGE_BYTES
-        cdef uint8_t *into = <uint8_t *>sys_reserve(length)     # its own: threads read at once
+        cdef uint8_t *into = <uint8_t *>sys_reserve(count * PAGE_BYTES)     # its own: threads read at once
+        cdef uint8_t *found = <uint8_t *>sys_reserve(BLOCK_BYTES + PAGE_BYTES)
         cdef int result = 0
-        if into == NULL:
+        if into == NULL or found == NULL:
             raise MemoryError
         with nogil:
-            if self.data != NULL:
-                memcpy(into, self.data + <uint64_t>index * PAGE_BYTES, length)
-            else:
-                result = log_read(&self.log.log, self.block, index, count, into)
+            result = self._read(index, count, found, into)
         try:
             if result != 0:
                 _fail(result)
-            return into[:length]
+            return into[:count * PAGE_BYTES]
         finally:
-            sys_release(into, length)
+            sys_release(into, count * PAGE_BYTES)
+            sys_release(found, BLOCK_BYTES + PAGE_BYTES)
+
+    cdef int _read(self, uint32_t index, uint32_t count, uint8_t *found, uint8_t *into) noexcept nogil:
+        cdef Unpacker unpacker
+        cdef Place first, last
+        cdef const uint8_t *data = self.data
+        cdef uint32_t start, at
+        cdef int result = 0
+        log_place(&self.log.log, self.block, index, &first)
+        log_place(&self.log.log, self.block, index + count - 1, &last)
+        if data == NULL:
+            start = first.start // PAGE_BYTES * PAGE_BYTES
+            result = log_read(&self.log.log, self.block, start,
+                              (last.start + last.length - start + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES, found)
+            data = found - start
+        if result == 0:
+            result = unpacker_init(&unpacker)
+            for at in range(index, index + count):
+                log_place(&self.log.log, self.block, at, &first)
+                if result == 0 and not codec_unpack(&unpacker, first.codec, data + first.start, first.length,
+                                                    into + (at - index) * PAGE_BYTES):
+                    result = -EIO
+            unpacker_deinit(&unpacker)
+        return result
 
     def unpin(self):
         assert self.held
@@ -412,20 +437,21 @@ cdef class Codec:
         cdef uint64_t pages = data.shape[0] // PAGE_BYTES
         cdef uint64_t at, begun, pack_us, unpack_us
         cdef uint64_t total = 0
-        cdef int turn
+        cdef int _turn
         cdef uint8_t *packed = <uint8_t *>malloc(pages * PAGE_BYTES)
         cdef uint32_t *lengths = <uint32_t *>malloc(pages * sizeof(uint32_t))
         cdef uint8_t *codecs = <uint8_t *>malloc(pages)
         cdef uint8_t page[4096]
         begun = sys_now_us()
-        for turn in range(rounds):
+        for _turn in range(rounds):
             total = 0
             for at in range(pages):
-                lengths[at] = codec_pack(&self.packer, &data[at * PAGE_BYTES], packed + at * PAGE_BYTES, cold, &codecs[at])
+                lengths[at] = codec_pack(&self.packer, &data[at * PAGE_BYTES], packed + at * PAGE_BYTES, cold,
+                                         &codecs[at])
                 total += lengths[at]
         pack_us = sys_now_us() - begun
         begun = sys_now_us()
-        for turn in range(rounds):
+        for _turn in range(rounds):
             for at in range(pages):
                 codec_unpack(&self.unpacker, codecs[at], packed + at * PAGE_BYTES, lengths[at], page)
         unpack_us = sys_now_us() - begun
@@ -439,20 +465,17 @@ cdef class Log:
     """A log with a space of its own. Functions that wait do so without the GIL, so that threads can test them."""
     cdef SpaceStruct space
     cdef LogStruct log
-    cdef uint8_t *scratch   # a block, for cleaning
-    cdef int buffers
+    cdef Pack pack_state
 
-    def __cinit__(self, int buffers=BUFFERS_MAX):
-        self.buffers = buffers
-        self.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
+    def __cinit__(self, int buffers=6):
         if space_init(&self.space) != 0 or log_init(&self.log, &self.space, buffers) != 0 \
-                or self.scratch == NULL:
+                or pack_init(&self.pack_state) != 0:
             raise MemoryError
 
     def __dealloc__(self):
         log_deinit(&self.log)
+        pack_deinit(&self.pack_state)
         space_deinit(&self.space)
-        sys_release(self.scratch, BLOCK_BYTES)
 
     def add_area(self, int fd, uint64_t size):
         """A file store behind one whose faults can be set; its number."""
@@ -488,13 +511,13 @@ cdef class Log:
         cdef int result
         assert page.shape[0] == PAGE_BYTES
         with nogil:
-            result = log_reserve(&self.log, &at)
+            result = log_reserve(&self.log, OPEN_PLAIN, &at)
             if result == 0:
                 memcpy(at, &page[0], PAGE_BYTES)
                 pthread_mutex_lock(&self.space.lock)
                 offset = space_allocate(&self.space, entry_make(CACHED, 1, 0))
                 if offset != 0:
-                    log_commit(&self.log, offset, stamp)
+                    log_commit(&self.log, OPEN_PLAIN, offset, PAGE_BYTES, 0, stamp)
                 pthread_mutex_unlock(&self.space.lock)
         if result != 0:
             _fail(result)
@@ -546,12 +569,31 @@ cdef class Log:
             result = log_write_next(&self.log)
         return result
 
-    def clean(self):
+    def pack_next(self):
+        """1 when a full block was packed small or found not worth it, 0 when there was none, or -errno."""
+        cdef int result
+        with nogil:
+            result = pack_next(&self.log, &self.pack_state)
+        return result
+
+    def clean(self, bint leisurely=False):
         """Dead pages of the block that was emptied, or -errno."""
         cdef int result
         with nogil:
-            result = log_clean(&self.log, self.scratch)
+            result = pack_clean(&self.log, &self.pack_state, leisurely)
         return result
+
+    def packs(self, bint packs):
+        """Whether plain blocks wait for a packer."""
+        self.log.packs = packs
+
+    def tier(self, uint32_t most):
+        """Blocks of packed pages that may stay in memory; as many buffers more or less."""
+        while self.log.tier_most < most and log_buffer_add(&self.log):
+            self.log.tier_most += 1
+        while self.log.tier_most > most and log_buffer_drop(&self.log):
+            self.log.tier_most -= 1
+        return self.log.tier_most
 
     def swapoff(self, int area):
         """Blocks that were moved; raises OSError."""
@@ -576,7 +618,7 @@ cdef class Log:
         assert at < self.log.block_end
         b = &self.log.blocks[at]
         return {'state': BLOCK_STATES[b.state], 'area': b.area, 'slot': b.slot, 'live': b.live, 'used': b.used,
-                'pins': b.pins, 'in_memory': b.data != NULL}
+                'pins': b.pins, 'in_memory': b.data != NULL, 'bytes': b.bytes, 'packed': bool(b.packed)}
 
     def area(self, int at):
         s = &self.log.areas[at]
@@ -592,11 +634,15 @@ cdef class Log:
 
     @property
     def queued(self):
-        return self.log.queued
+        return self.log.lists[LIST_QUEUE].count
+
+    @property
+    def tiered(self):
+        return self.log.lists[LIST_TIER].count
 
     @property
     def kept(self):
-        return self.log.kept_count
+        return self.log.lists[LIST_KEPT].count
 
     @property
     def buffers_free(self):
@@ -642,32 +688,58 @@ cdef class Log:
     def check_block(self, uint32_t at, uint32_t live):
         b = &self.log.blocks[at]
         if b.state == BLOCK_FREE:
-            assert live == 0 and b.data == NULL and b.owners == NULL, f'block {at} is free'
+            assert live == 0 and b.data == NULL and b.owners == NULL and b.lengths == NULL, f'block {at} is free'
             return
         assert b.live == live, f'block {at}: live {b.live}, words {live}'
-        assert b.live <= b.used <= BLOCK_PAGES, f'block {at}: live {b.live}, used {b.used}'
+        assert b.live <= b.used <= b.room, f'block {at}: live {b.live}, used {b.used}, room {b.room}'
+        assert b.bytes <= BLOCK_BYTES and (b.packed or b.bytes == b.used * PAGE_BYTES), f'block {at}: {b.bytes} bytes'
         assert b.state == BLOCK_STORED or b.data != NULL, f'block {at} is nowhere'
-        assert (b.state == BLOCK_OPEN) == (at == self.log.open), f'block {at}: the open one is {self.log.open}'
-        assert b.state == BLOCK_OPEN or b.used == BLOCK_PAGES, f'block {at}: {b.used} used'
-        if b.state == BLOCK_STORED:
-            assert b.live > 0 or b.pins > 0, f'block {at} is stored for nobody'
+        open_now = [self.log.open[which] for which in range(OPENS)]
+        assert (b.state == BLOCK_OPEN) == (at in open_now), f'block {at}: the open ones are {open_now}'
+        assert b.state == BLOCK_OPEN or b.packed or b.used == BLOCK_PAGES, f'block {at}: {b.used} used'
+        assert b.live > 0 or b.pins > 0 or b.state == BLOCK_OPEN, f'block {at} is there for nobody'
+        self.check_places(at)
+
+    def check_places(self, uint32_t at):
+        cdef Place place
+        cdef uint32_t index
+        cdef uint32_t end = 0
+        for index in range(self.log.blocks[at].used):
+            log_place(&self.log, at, index, &place)
+            if place.start != end or not 0 < place.length <= PAGE_BYTES:
+                raise AssertionError(f'page {index} of block {at}')
+            end += place.length
+        assert end == self.log.blocks[at].bytes, f'block {at} ends at {end}'
+
+    def list_of(self, int name):
+        """The blocks of a list, oldest first; its links agree."""
+        found = []
+        at, before = self.log.lists[name].first, NO_BLOCK
+        while at != NO_BLOCK:
+            assert self.log.blocks[at].list == name and self.log.blocks[at].previous == before
+            found.append(at)
+            at, before = self.log.blocks[at].next, at
+        assert self.log.lists[name].last == before and self.log.lists[name].count == len(found)
+        return found
 
     def check_lists(self):
         states = [self.log.blocks[at].state for at in range(self.log.block_end)]
         in_memory = {at for at in range(self.log.block_end) if self.log.blocks[at].data != NULL}
         buffers = {<uint64_t>self.log.blocks[at].data for at in in_memory}
         buffers |= {<uint64_t>self.log.buffers[at] for at in range(self.log.buffers_free)}
-        assert len(in_memory) + self.log.buffers_free == self.buffers == len(buffers), 'a buffer is lost'
-        queue = [self.log.queue[at] for at in range(self.log.queued)]
-        assert sorted(queue) == [at for at, state in enumerate(states) if state == BLOCK_FULL]
-        kept = [self.log.kept[at] for at in range(self.log.kept_count)]
-        assert sorted(kept) == [at for at in sorted(in_memory) if states[at] == BLOCK_STORED]
-        free = []
+        assert len(in_memory) + self.log.buffers_free == self.log.buffers_made == len(buffers), 'a buffer is lost'
+        full = self.list_of(LIST_QUEUE) + self.list_of(LIST_TIER)
+        assert sorted(full) == [at for at, state in enumerate(states) if state == BLOCK_FULL]
+        assert sorted(self.list_of(LIST_KEPT)) == [at for at in sorted(in_memory) if states[at] == BLOCK_STORED]
+        plain = [at for at in in_memory if not self.log.blocks[at].packed and states[at] != BLOCK_STORED]
+        assert len(plain) == self.log.plain <= self.log.plain_most, 'buffers of plain pages'
+        unused = []
         at = self.log.free_ids
         while at != NO_BLOCK:
-            free.append(at)
+            assert self.log.blocks[at].list == LIST_NONE
+            unused.append(at)
             at = self.log.blocks[at].next
-        assert sorted(free) == [at for at, state in enumerate(states) if state == BLOCK_FREE]
+        assert sorted(unused) == [at for at, state in enumerate(states) if state == BLOCK_FREE]
         assert self.log.slots_used == states.count(BLOCK_STORED), 'a slot is lost'
 
     def check_area(self, int number):

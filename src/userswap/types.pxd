@@ -24,7 +24,8 @@ Entry word (64 bits, written under Space.lock, read without)
     bits  2-15   count       page tables (and fills in flight) that name the offset; the maximum is sticky
     bits 16-63   payload     FILLED: how the repeated word is coded (3 bits form, 45 bits data)
                              STORED: index (12), block (24), stamp of the eviction clock (12)
-  Transitions:  FREE -> CACHED -> FILLED | STORED -> FREE,  CACHED -> FREE,  STORED -> STORED (cleaning).
+  Transitions:  FREE -> CACHED -> FILLED | STORED -> FREE,  CACHED -> FREE,
+                STORED -> STORED (packed, cleaned, a new stamp).
   A CACHED entry whose count drops to 0 is given back in flight: it is freed, unwritten, by its evictor.
 
 Invariants

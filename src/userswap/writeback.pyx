@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writeback: the thread that writes full blocks to the areas, and room in these when they are nearly full."""
+"""Writeback: the threads that pack full blocks and write them to the areas, and room in these when they are nearly
+full."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.log cimport log_clean, log_fetch_next, log_free_slots, log_write_next
+from userswap.log cimport log_fetch_next, log_free_slots, log_write_next
 from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
+from userswap.pack cimport pack_clean, pack_next
 from userswap.pagetable cimport table_visit
 from userswap.system cimport (
     EAGAIN,
@@ -16,8 +18,10 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     sys_futex_wait,
     sys_name_thread,
+    sys_now_us,
     sys_sleep_us,
 )
+from userswap.tier cimport tier_adjust, tier_fetched
 from userswap.types cimport age_of, is_present, offset_of, present_value
 
 cdef enum:
@@ -71,13 +75,13 @@ cdef int64_t _forget_copies(Engine *engine) noexcept nogil:
         mm_put(engine, mm)
 
 
-cdef void writeback_make_room(Engine *engine, uint8_t *scratch) noexcept nogil:
-    """Cleans until there are slots to write to; `scratch` holds a block. The copies of pages that are present go first,
-    as soon as cleaning alone would gain too little."""
+cdef void writeback_make_room(Engine *engine) noexcept nogil:
+    """Cleans until there are slots to write to. The copies of pages that are present go first, as soon as cleaning would
+    gain too little."""
     cdef int gained
     cdef int turns = 0
     while log_free_slots(&engine.log) < SLOTS_SPARE and not engine.stopping:
-        gained = log_clean(&engine.log, scratch)
+        gained = pack_clean(&engine.log, &engine.pack, False)
         if gained == -EAGAIN and turns < CLEAN_TURNS:
             turns += 1
             sys_sleep_us(200)
@@ -95,11 +99,32 @@ cdef void *fetch_main(void *argument) noexcept nogil:
     """Reads the blocks that streams will want next."""
     cdef Engine *engine = <Engine *>argument
     cdef uint32_t seen
+    cdef uint64_t begun
     sys_name_thread(b"fetch")
     while not engine.stopping:
         seen = load_u32(&engine.log.fetch_wanted)
-        if not log_fetch_next(&engine.log):
+        begun = sys_now_us()
+        if log_fetch_next(&engine.log):
+            tier_fetched(engine, sys_now_us() - begun)
+        else:
             sys_futex_wait(&engine.log.fetch_wanted, seen, 3600000000)
+    return NULL
+
+
+cdef void *pack_main(void *argument) noexcept nogil:
+    """Packs what the evictor has left in full blocks, as far as it gets."""
+    cdef Engine *engine = <Engine *>argument
+    cdef uint32_t seen
+    cdef int result
+    sys_name_thread(b"pack")
+    while not engine.stopping:
+        seen = load_u32(&engine.log.changed)
+        tier_adjust(engine)
+        result = pack_next(&engine.log, &engine.pack)
+        if result < 0:
+            sys_sleep_us(10000)
+        elif result == 0:
+            sys_futex_wait(&engine.log.changed, seen, 3600000000)
     return NULL
 
 

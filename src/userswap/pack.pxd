@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Packing pages of full blocks small, and cleaning: moving the live pages out of a block."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+from userswap.codec cimport Packer, Unpacker
+from userswap.log cimport Log
+from userswap.system cimport pthread_mutex_t
+
+# What moves pages from block to block. One thread uses it at a time.
+cdef struct Mover:
+    Packer packer
+    Unpacker unpacker
+    uint8_t *scratch        # a block
+    uint8_t page[4096]
+
+# The packer's, and the cleaner's: whoever cleans holds the lock.
+cdef struct Pack:
+    Mover packing
+    Mover cleaning
+    pthread_mutex_t clean_lock
+    int64_t pages           # packed by the packer, and what became of them
+    int64_t bytes
+    int64_t pages_left      # left as they were, as they would not have become smaller
+    int64_t cleaned         # live pages moved by cleaning
+
+cdef int pack_init(Pack *pack) noexcept nogil
+cdef void pack_deinit(Pack *pack) noexcept nogil
+cdef bint pack_available() noexcept nogil
+cdef int pack_next(Log *log, Pack *pack) noexcept nogil
+cdef int pack_clean(Log *log, Pack *pack, bint leisurely) noexcept nogil

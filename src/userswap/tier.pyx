@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the memory is split between resident pages and packed blocks: by what a little more of each would have saved.
+
+Both sides are measured at their edge, in time that faults took. A fault on a page that was evicted so short a while
+ago that it would still be resident, had the programs had one step of memory more, counts for resident pages. A fault
+that read a block which would still be in memory, had the blocks had that step, counts for these, less what a fault from
+memory takes. Every PERIOD the side with more to gain gets memory from the other. This is the idea of ghost lists (ARC,
+Megiddo and Modha 2003), in time and not in hits, as a hit of the one saves more than a hit of the other. To grow,
+packed blocks must save twice as much: they are read whole and unpacked page by page, which is not measured here.
+
+At its edge a tier may look worth its memory, and in the whole not be: blocks that nobody reads lie in the middle. So it
+shrinks slowly wherever it answers few of the faults.
+
+What is in an area comes back up as a block where it is read often: packed, it takes less memory than its pages would.
+
+The packer's thread grows and shrinks the tier; any thread counts.
+"""
+
+from libc.stdint cimport int64_t
+
+from userswap.limit cimport room_give, room_left, room_take
+from userswap.log cimport Block, log_buffer_add, log_buffer_drop, log_fetch
+from userswap.system cimport add_i64, sys_now_us, sys_since_us
+from userswap.types cimport BLOCK_PAGES
+
+cdef enum:
+    PERIOD_US = 20000
+    LEAST_US = 100          # a gain of less in a period is noise
+    COST_SHIFT = 6
+    READ_OFTEN = 4
+    PRICE = 16              # times that faults must have waited for as long as it takes to bring up a block
+    FETCH_US = 2000         # as a first guess
+    FEW = 8                 # a tier that answers less than one fault in so many shrinks
+
+
+cdef void tier_init(Engine *engine) noexcept nogil:
+    """The step is a 32nd of the memory, the most half of it."""
+    cdef int64_t blocks = engine.limit // BLOCK_PAGES
+    engine.tier.base = engine.log.buffers_made
+    engine.tier.step = <uint32_t>(blocks // 32 if blocks >= 64 else 2)
+    engine.tier.most = <uint32_t>(blocks // 2)
+    engine.tier.fetch_us = FETCH_US
+
+
+cdef void _bring_up(Engine *engine, uint32_t at, uint64_t us) noexcept nogil:
+    """Brings a block back whole that was read several times, once faults have waited for so long that it is a small
+    part of that. Often would be worse: what is brought up must stay for long enough to be worth it."""
+    cdef Block *block = &engine.log.blocks[at]
+    if block.reads < 255:
+        block.reads += 1
+    engine.tier.earned_us += us         # what another thread adds now may be lost
+    if block.reads >= READ_OFTEN and engine.tier.earned_us >= engine.tier.fetch_us * PRICE:
+        block.reads = 0
+        engine.tier.earned_us = 0
+        log_fetch(&engine.log, at)
+
+
+cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages_since, uint64_t us) noexcept nogil:
+    """A fault was answered in `us`: on a page of a block, pinned, so many evictions after it was evicted itself."""
+    cdef Block *block = &engine.log.blocks[at]
+    cdef int64_t memory_us = engine.tier.memory_us
+    cdef int64_t saved
+    if pages_since <= engine.tier.step * BLOCK_PAGES:
+        add_i64(&engine.tier.resident_us, us)
+    if not from_area:
+        engine.tier.memory_us = memory_us + <int64_t>us - (memory_us >> COST_SHIFT)
+        engine.tier.hits += block.packed
+        return
+    engine.tier.misses += 1
+    if block.left != 0 and engine.log.dropped - block.left < engine.tier.step:
+        saved = <int64_t>us - (memory_us >> COST_SHIFT)
+        add_i64(&engine.tier.packed_us, saved if saved > 0 else 0)
+    if block.packed:
+        _bring_up(engine, at, us)
+
+
+cdef void tier_fetched(Engine *engine, uint64_t us) noexcept nogil:
+    """A block was brought up in `us`."""
+    engine.tier.fetch_us += (<int64_t>us - engine.tier.fetch_us) // 8
+
+
+cdef bint _grow(Engine *engine) noexcept nogil:
+    """By a block, where there is room for it."""
+    if engine.log.tier_most >= engine.tier.most or room_left(engine) < BLOCK_PAGES:
+        return False
+    room_take(engine, BLOCK_PAGES)
+    if not log_buffer_add(&engine.log):
+        room_give(engine, BLOCK_PAGES)
+        return False
+    engine.log.tier_most += 1
+    return True
+
+
+cdef void _give_back(Engine *engine) noexcept nogil:
+    """The memory of blocks that are too many and have been written."""
+    while engine.log.buffers_made > engine.tier.base + engine.log.tier_most and log_buffer_drop(&engine.log):
+        room_give(engine, BLOCK_PAGES)
+
+
+cdef void tier_adjust(Engine *engine) noexcept nogil:
+    cdef int64_t packed_us = engine.tier.packed_us
+    cdef int64_t resident_us = engine.tier.resident_us
+    cdef uint32_t _turn
+    cdef uint32_t step = (engine.tier.step + 3) // 4
+    if sys_since_us(engine.tier.adjusted_at) < PERIOD_US:
+        return
+    engine.tier.adjusted_at = sys_now_us()
+    if packed_us > 2 * resident_us + LEAST_US:
+        for _turn in range(step):
+            if not _grow(engine):
+                break
+    elif resident_us > packed_us + LEAST_US:
+        engine.log.tier_most -= min(step, engine.log.tier_most)
+    elif engine.tier.hits * FEW < engine.tier.misses and engine.log.tier_most > 0:
+        engine.log.tier_most -= 1
+    add_i64(&engine.tier.packed_us, -(packed_us // 2))
+    add_i64(&engine.tier.resident_us, -(resident_us // 2))
+    engine.tier.hits //= 2
+    engine.tier.misses //= 2
+    _give_back(engine)

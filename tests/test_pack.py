@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Packing pages small, and cleaning, on a log on real files."""
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from test_log import BLOCK, BLOCK_BYTES, PAGE, SPARE, Make, Swap, make
+
+__all__ = ["make"]  # the fixture
+
+TIER = 4
+INDEX_MAX = 4096
+
+
+def soft_page(rng: random.Random) -> bytes:
+    """A page that becomes about a quarter of its size."""
+    return b"".join(rng.randrange(1 << 12).to_bytes(8, "little") for _ in range(PAGE // 8))
+
+
+class Soft(Swap):
+    """A Swap whose pages can be packed small, and wait for the packer."""
+
+    def __init__(self, swap: Swap) -> None:
+        self.__dict__.update(swap.__dict__)
+        self.log.packs(True)
+        self.kinds = [soft_page(random.Random(seed)) for seed in range(64)]
+
+    def page(self) -> bytes:
+        mark = self.rng.randbytes(8)
+        return mark + self.rng.choice(self.kinds)[8:]
+
+    def push_out(self, blocks: int = 12) -> None:
+        self.log.packs(False)
+        super().push_out(blocks)
+        self.log.packs(True)
+
+    def squeeze(self) -> None:
+        """Packs all that waits."""
+        while (result := self.log.pack_next()) == 1:
+            pass
+        assert result == 0
+
+
+@pytest.fixture
+def soft(make: Make) -> Soft:
+    return Soft(make(64, buffers=8))
+
+
+def test_a_full_block_is_packed_and_never_written(soft: Soft) -> None:
+    offsets = soft.pack_block()
+    assert soft.log.write_next() == 0  # it waits for the packer
+    soft.squeeze()
+    assert soft.log.queued == 0
+    block = soft.log.block(soft.block_of(offsets[0]))
+    assert (block["state"], block["packed"], block["used"]) == ("open", True, BLOCK)
+    assert block["bytes"] < BLOCK_BYTES // 2
+    assert soft.log.area(0)["write_calls"] == 0
+    soft.verify()
+
+
+def test_pages_that_would_not_become_smaller_are_written_as_they_are(make: Make) -> None:
+    swap = make(8, buffers=8)
+    swap.log.packs(True)
+    swap.pack_block()
+    assert swap.log.write_next() == 0
+    assert swap.log.pack_next() == 1
+    assert swap.log.pack_next() == 0
+    assert swap.log.write_next() == 1
+    assert not swap.log.block(0)["packed"]
+    swap.verify()
+
+
+def test_when_the_packer_is_behind_plain_blocks_are_written(soft: Soft) -> None:
+    for _ in range(3):
+        soft.pack_block()
+    assert soft.log.write_next() == 1
+    assert soft.log.write_next() == 0
+    assert not soft.log.block(soft.block_of(next(iter(soft.pages))))["packed"]
+    soft.squeeze()
+    soft.verify()
+
+
+def test_many_pages_lie_in_one_block_and_come_back_from_the_area(soft: Soft) -> None:
+    while soft.log.tiered == 0:
+        soft.pack_block()
+        soft.squeeze()
+    packed = soft.block_of(next(iter(soft.pages)))
+    used = soft.log.block(packed)["used"]
+    assert used > 3 * BLOCK
+    assert soft.log.write_next() == 1
+    assert soft.log.area(0)["bytes_written"] == BLOCK_BYTES
+    soft.push_out()
+    assert not soft.log.block(packed)["in_memory"]
+    soft.verify()
+    pin, index = soft.log.pin(next(iter(soft.pages)))
+    assert pin.read(index, 300) == b"".join(list(soft.pages.values())[:300])
+    pin.unpin()
+
+
+def test_a_block_holds_no_more_pages_than_an_entry_can_name(make: Make) -> None:
+    swap = Soft(make(64, buffers=8))
+    swap.kinds = [bytes(PAGE)]
+    while swap.log.tiered == 0:
+        swap.pack_block()
+        swap.squeeze()
+    assert swap.log.block(swap.block_of(next(iter(swap.pages))))["used"] == INDEX_MAX
+    swap.verify()
+
+
+def test_the_tier_keeps_as_many_blocks_as_it_may(soft: Soft) -> None:
+    assert soft.log.tier(TIER) == TIER
+    while soft.log.slots_used == 0:
+        soft.pack_block()
+        soft.squeeze()
+        assert soft.log.write_next() == (soft.log.tiered > TIER or soft.log.slots_used > 0)
+    assert soft.log.tiered == TIER
+    oldest = soft.block_of(next(iter(soft.pages)))
+    assert soft.log.block(oldest)["state"] == "stored"
+    soft.verify()
+
+
+def test_a_block_of_the_tier_that_is_read_stays_longer(soft: Soft) -> None:
+    soft.log.tier(TIER)
+    while soft.log.tiered < TIER:
+        soft.pack_block()
+        soft.squeeze()
+    first = next(iter(soft.pages))
+    soft.log.read(first)
+    while soft.log.slots_used == 0:
+        soft.pack_block()
+        soft.squeeze()
+        soft.log.write_next()
+    assert soft.log.block(soft.block_of(first))["state"] == "full"
+    soft.verify()
+
+
+def test_the_tier_shrinks(soft: Soft) -> None:
+    soft.log.tier(TIER)
+    while soft.log.tiered < TIER:
+        soft.pack_block()
+        soft.squeeze()
+    soft.log.tier(1)
+    for _ in range(TIER - 1):
+        assert soft.log.write_next() == 1
+    assert soft.log.write_next() == 0
+    assert soft.log.tiered == 1
+    soft.verify()
+
+
+def test_a_page_given_back_while_its_block_is_packed(soft: Soft) -> None:
+    offsets = soft.pack_block()
+    for offset in offsets[::2]:
+        soft.put(offset)
+    soft.squeeze()
+    assert soft.log.block(soft.block_of(offsets[1]))["used"] == BLOCK // 2
+    soft.verify()
+
+
+def test_a_reader_keeps_the_old_copy(soft: Soft) -> None:
+    offsets = soft.pack_block()
+    pages = [soft.pages[offset] for offset in offsets]
+    pin, index = soft.log.pin(offsets[0])
+    soft.squeeze()
+    assert soft.log.block(pin.block)["state"] == "spent"
+    assert pin.read(index, BLOCK) == b"".join(pages)
+    pin.unpin()
+    assert soft.log.block(pin.block)["state"] == "free"
+    soft.verify()
+
+
+def test_cleaning_moves_packed_pages_as_they_are(soft: Soft) -> None:
+    while soft.log.tiered == 0:
+        soft.pack_block()
+        soft.squeeze()
+    assert soft.log.write_next() == 1
+    packed = soft.block_of(next(iter(soft.pages)))
+    for offset in [offset for offset in soft.pages if soft.block_of(offset) == packed][::2]:
+        soft.put(offset)
+    live = soft.log.block(packed)["live"]
+    assert soft.log.clean() == soft.log.block(packed)["used"] - live or live
+    soft.verify()
+    assert soft.log.block(packed)["state"] == "free"
+
+
+def test_leisurely_cleaning_packs_smaller(soft: Soft) -> None:
+    offsets = soft.pack_block() + soft.pack_block() + soft.pack_block()
+    assert soft.log.write_next() == 1  # as the packer is behind
+    for offset in offsets[1:BLOCK:4]:
+        soft.put(offset)
+    assert soft.log.clean(leisurely=True) == BLOCK // 4
+    cold = soft.log.block(soft.block_of(offsets[0]))
+    assert cold["packed"]
+    assert cold["used"] == BLOCK * 3 // 4
+    assert cold["bytes"] < BLOCK_BYTES // 3
+    soft.verify()
+
+
+def test_cleaning_prefers_what_is_old(make: Make) -> None:
+    """An old block is cleaned before a young one of which more is dead: it has had its time."""
+    swap = make(32)
+    old = swap.store_block()
+    for offset in old[: BLOCK // 4]:
+        swap.put(offset)
+    for _ in range(20):
+        swap.store_block()
+    young = swap.store_block()
+    for offset in young[: BLOCK // 2]:
+        swap.put(offset)
+    assert swap.log.clean() == BLOCK // 4
+    swap.verify()
+
+
+def test_all_at_once(make: Make) -> None:
+    """One evicts and frees, one packs, one writes, one cleans, two read; the tier grows and shrinks."""
+    swap = Soft(make(24, buffers=8, seed=3))
+    stop = threading.Event()
+    kept: dict[int, bytes] = {}
+    rng = random.Random(3)
+
+    def work(step: str) -> int:
+        done = 0
+        while not stop.is_set():
+            result = getattr(swap.log, step)()
+            done += result == 1
+            if result <= 0:
+                time.sleep(0.0005)
+        return done
+
+    def read(seed: int) -> int:
+        choose, done = random.Random(seed), 0
+        offsets = list(kept)
+        while not stop.is_set():
+            offset = choose.choice(offsets)
+            assert swap.log.read(offset) == kept[offset]
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(5) as threads:
+        writing = threads.submit(work, "write_next")
+        packing = threads.submit(work, "pack_next")
+        try:
+            passing: list[int] = []
+            for _ in range(20 * BLOCK):
+                offset = swap.pack()
+                if rng.random() < 0.25:
+                    kept[offset] = swap.pages[offset]
+                else:
+                    passing.append(offset)
+            readers = [threads.submit(read, seed) for seed in (1, 2)]
+            for turn in range(60 * BLOCK):
+                at = rng.randrange(len(passing))
+                swap.put(passing[at])
+                passing[at] = swap.pack()
+                while swap.log.free_slots < SPARE:
+                    if swap.log.clean() <= 0:
+                        time.sleep(0.001)
+                if turn % (4 * BLOCK) == 0:
+                    swap.log.tier(rng.randrange(4))
+        finally:
+            stop.set()
+        assert writing.result(10) > 0
+        assert packing.result(10) > 0
+        assert all(reader.result(10) > 100 for reader in readers)
+    swap.log.packs(False)
+    swap.write()
+    swap.verify()
