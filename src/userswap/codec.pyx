@@ -9,8 +9,8 @@ together, and lz4, which on its own finds nothing in an array of floats, finds t
 Which of these, is found by trial: pages that are packed together mostly hold data of the same kind, so the first page
 of each group is packed in all ways, and the group in the way that was best.
 
-A packed page of PAGE_BYTES is the page as it is. Libraries: liblz4, the fastest that is everywhere; libzstd, which packs
-smaller, for what is cold.
+A packed page of PAGE_BYTES is the page as it is. Libraries: liblz4, the fastest that is everywhere; libzstd, which
+packs smaller, for what is cold.
 """
 
 from libc.stddef cimport size_t

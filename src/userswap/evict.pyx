@@ -68,7 +68,7 @@ from userswap.types cimport (
 from userswap.writeback cimport fetch_main, pack_main, writeback_failed, writeback_main, writeback_make_room
 
 cdef enum:
-    PACKED_OPEN = 2         # buffers that are not for plain pages: the packer's and the cleaner's open blocks
+    PACKED_OPEN = 1         # buffers that are not for plain pages: the packer's open block
 
 cdef struct Evictor:
     Engine *engine

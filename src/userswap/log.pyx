@@ -7,8 +7,8 @@ has packed small (pack.pyx). One thread writes (log_write_next), any may pin, re
 buffer are reused only when no live entry names it and nobody has it pinned, so a pinned block can be read without a
 lock although its pages are packed into another at the same time: the old copy stays true.
 
-Buffers: those of plain pages are few, as they are on their way to be written or packed. Blocks of packed pages may stay:
-`tier_most` of them, the memory tier. Those that are written stay too, until their buffer is wanted.
+Buffers: those of plain pages are few, as they are on their way to be written or packed. Blocks of packed pages may
+stay: `tier_most` of them, the memory tier. Those that are written stay too, until their buffer is wanted.
 """
 
 from libc.stdlib cimport free, malloc, realloc

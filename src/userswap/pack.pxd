@@ -21,7 +21,6 @@ cdef struct Pack:
     pthread_mutex_t clean_lock
     int64_t pages           # packed by the packer, and what became of them
     int64_t bytes
-    int64_t pages_left      # left as they were, as they would not have become smaller
     int64_t cleaned         # live pages moved by cleaning
 
 cdef int pack_init(Pack *pack) noexcept nogil

@@ -211,8 +211,10 @@ cdef bint _is_worth_it(Log *log, Mover *mover, Block *block) noexcept nogil:
 
 
 cdef int pack_next(Log *log, Pack *pack) noexcept nogil:
-    """Packs the oldest plain block that waits. Returns 1, 0 if there was none, or -errno: the block is as it was."""
-    cdef uint32_t at = _pack_begin(log)
+    """Packs the oldest plain block that waits. Returns 1, 0 if there was none, or -errno.
+
+    It ends early when the evictor waits for a buffer: what is left of the block is written as it is."""
+    cdef uint32_t at = _pack_begin(log) if not log.plain_waits else <uint32_t>NO_BLOCK
     cdef uint32_t index
     cdef Block *block
     cdef bint worth
@@ -222,14 +224,14 @@ cdef int pack_next(Log *log, Pack *pack) noexcept nogil:
     block = &log.blocks[at]
     worth = _is_worth_it(log, &pack.packing, block)
     for index in range(block.used if worth else 0):
+        if log.plain_waits:
+            break
         result = _move_page(log, &pack.packing, at, index, block.data, OPEN_PACKED, False)
         if result < 0:
             break
         pack.pages += result > 0
         pack.bytes += result
-    if not worth:
-        pack.pages_left += block.live
-    _pack_end(log, at, not worth)
+    _pack_end(log, at, not worth or result >= 0)
     return result if result < 0 else 1
 
 

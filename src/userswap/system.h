@@ -506,6 +506,12 @@ static inline void sys_prefer(pid_t tid, int priority)
 	sched_setscheduler(tid, SCHED_FIFO, &param);
 }
 
+/* Makes the calling thread, which nobody waits for, run after others that want to. */
+static inline void sys_step_back(void)
+{
+	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 10);
+}
+
 /* How the kernel schedules a thread: the first version of struct sched_attr, which not every libc has. */
 struct sys_schedule {
 	uint32_t size;

@@ -105,7 +105,9 @@ cdef void tier_adjust(Engine *engine) noexcept nogil:
     if sys_since_us(engine.tier.adjusted_at) < PERIOD_US:
         return
     engine.tier.adjusted_at = sys_now_us()
-    if packed_us > 2 * resident_us + LEAST_US:
+    if engine.surge > 0:
+        engine.log.tier_most -= min(step, engine.log.tier_most)     # memory grows in bursts: room must be at hand
+    elif packed_us > 2 * resident_us + LEAST_US:
         for _turn in range(step):
             if not _grow(engine):
                 break

@@ -20,6 +20,7 @@ from userswap.system cimport (
     sys_name_thread,
     sys_now_us,
     sys_sleep_us,
+    sys_step_back,
 )
 from userswap.tier cimport tier_adjust, tier_fetched
 from userswap.types cimport age_of, is_present, offset_of, present_value
@@ -76,8 +77,8 @@ cdef int64_t _forget_copies(Engine *engine) noexcept nogil:
 
 
 cdef void writeback_make_room(Engine *engine) noexcept nogil:
-    """Cleans until there are slots to write to. The copies of pages that are present go first, as soon as cleaning would
-    gain too little."""
+    """Cleans until there are slots to write to. The copies of pages that are present go first, as soon as cleaning
+    would gain too little."""
     cdef int gained
     cdef int turns = 0
     while log_free_slots(&engine.log) < SLOTS_SPARE and not engine.stopping:
@@ -117,6 +118,7 @@ cdef void *pack_main(void *argument) noexcept nogil:
     cdef uint32_t seen
     cdef int result
     sys_name_thread(b"pack")
+    sys_step_back()
     while not engine.stopping:
         seen = load_u32(&engine.log.changed)
         tier_adjust(engine)
