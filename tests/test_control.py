@@ -107,6 +107,25 @@ def test_swapoff_moves_all_while_the_program_works(
         finish(live)
 
 
+def test_what_a_program_gives_back_leaves_the_swap_file(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    """Without a fault: blocks become empty, and are given back to the file system but for a few."""
+    file = tmp_path / "swap"
+    command = [programs("give_back"), "320"]
+    swap = [f"{file}:500M"]
+    with userswap.start(command, RAM, swap=swap, env=verbs.env, stdin=subprocess.PIPE) as live:
+        live.wait_for_line("given back", 60)
+        faults = verbs.engine()["faults"]
+        wait_until(lambda: file.stat().st_blocks * 512 < 80 * MIB, 30, "the file is mostly holes")
+        assert verbs.engine()["faults"] == faults
+        assert verbs.engine()["store_bytes_discarded"] > 100 * MIB
+        assert live.process.stdin
+        with live.process.stdin as line:
+            line.write(b"\n")
+        finish(live)
+
+
 def test_back_and_forth(userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path) -> None:
     """The same blocks, moved again and again under a program that reads and writes them."""
     here, there = made(tmp_path, "here", "there")

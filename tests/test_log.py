@@ -278,6 +278,46 @@ def test_the_oldest_of_the_blocks_kept_in_memory_makes_room(make: Make) -> None:
     swap.verify()
 
 
+KEPT_SLOTS = 16  # as the log's
+
+
+def test_free_slots_beyond_a_few_are_given_back_to_the_file_system(make: Make) -> None:
+    swap = make(64)
+    blocks = [swap.store_block() for _ in range(KEPT_SLOTS + 10)]
+    allocated = swap.files[0].stat().st_blocks
+    assert not swap.log.discard_next()
+    for offset in [offset for block in blocks[2:] for offset in block]:
+        swap.put(offset)
+    for _ in range(8):
+        assert swap.log.discard_next()
+        swap.log.check()
+    assert not swap.log.discard_next()
+    assert swap.log.area(0)["discarded"] == 8
+    assert (allocated - swap.files[0].stat().st_blocks) * 512 == 8 * BLOCK_BYTES
+    swap.verify()
+    # What was discarded is used like any other slot, the others first.
+    for _ in range(KEPT_SLOTS):
+        swap.store_block()
+    assert swap.log.area(0)["discarded"] == 8
+    for _ in range(8):
+        swap.store_block()
+    assert (swap.log.area(0)["discarded"], swap.log.area(0)["slot_end"]) == (0, KEPT_SLOTS + 10)
+    swap.verify()
+
+
+def test_an_area_that_cannot_discard_is_not_asked_again(make: Make) -> None:
+    swap = make(64)
+    blocks = [swap.store_block() for _ in range(KEPT_SLOTS + 4)]
+    swap.log.refuse_discards(0)
+    for offset in [offset for block in blocks for offset in block]:
+        swap.put(offset)
+    assert swap.log.discard_next()
+    assert not swap.log.discard_next()
+    assert swap.log.area(0)["returned"] == KEPT_SLOTS + 4
+    swap.store_block()
+    swap.verify()
+
+
 # ---- pins
 
 

@@ -12,7 +12,7 @@ from userswap.check cimport check_ended
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
-from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, MAX_AREAS, Log, log_init
+from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, BUFFERS_PACKING, MAX_AREAS, Log, log_init
 from userswap.mm cimport (
     ENTRIES_FOR_EVER,
     MAX_CPUS,
@@ -99,14 +99,15 @@ cdef class Engine:
         engine.mm_serial = 1
         engine.may_spin = may_spin
         engine.checking = "USERSWAP_CHECK" in os.environ
+        engine.packing = "USERSWAP_PACK" in os.environ
         engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
         pthread_mutex_init(&engine.deferred_lock, NULL)
         pthread_mutex_init(&engine.ptrace_lock, NULL)
         if space_init(&engine.space) != 0 or log_init(
-                &engine.log, &engine.space, _clamp(pages >> 12, BUFFERS_MIN, BUFFERS_MAX)) != 0 or pack_init(
-                &engine.pack) != 0:
+                &engine.log, &engine.space, _clamp(pages >> 13, BUFFERS_MIN, BUFFERS_MAX)
+                + (BUFFERS_PACKING if engine.packing else 0)) != 0 or pack_init(&engine.pack) != 0:
             raise EngineError("no memory for the swapper space")
         engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_MAX, 0))
         engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_MAX, 0))
@@ -283,13 +284,18 @@ cdef class Engine:
             "pages_cleaned": engine.pack.cleaned,
         }
         figures.update(_counters(engine))
-        for name in ("store_bytes_written", "store_writes", "store_bytes_read", "store_reads"):
+        for name in ("store_bytes_written", "store_writes", "store_bytes_read", "store_reads", "store_bytes_discarded"):
             figures[name] = 0
         for at in range(engine.log.area_count):
             figures["store_bytes_written"] += engine.log.areas[at].bytes_written
             figures["store_writes"] += engine.log.areas[at].writes
             figures["store_bytes_read"] += engine.log.areas[at].bytes_read
             figures["store_reads"] += engine.log.areas[at].reads
+            figures["store_bytes_discarded"] += engine.log.areas[at].bytes_discarded
+        written = figures["store_bytes_written"]
+        fresh = max(written - engine.pack.cleaned_bytes, 1)
+        figures["write_amplification"] = round(written / fresh, 3) if written else 1
+        figures["page_table_entries_visited"] = sum(self._progress[at].entries_visited for at in range(MAX_AREAS))
         return figures
 
     def close(self):

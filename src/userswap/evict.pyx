@@ -323,13 +323,13 @@ cdef int evict_start(Engine *engine) noexcept nogil:
     engine.evictor_runs = pthread_create(&engine.evictor, NULL, _evictor_main, engine) == 0
     engine.writer_runs = pthread_create(&engine.writer, NULL, writeback_main, engine) == 0
     engine.fetcher_runs = pthread_create(&engine.fetcher, NULL, fetch_main, engine) == 0
-    engine.log.packs = pack_available()
+    engine.log.packs = engine.packing and pack_available()
     if engine.log.packs:
         engine.log.plain_most = engine.log.buffers_made - PACKED_OPEN
         tier_init(engine)
-        engine.packer_runs = pthread_create(&engine.packer, NULL, pack_main, engine) == 0
+    engine.packer_runs = pthread_create(&engine.packer, NULL, pack_main, engine) == 0
     return 0 if (engine.evictor_runs and engine.writer_runs and engine.fetcher_runs
-                 and engine.packer_runs == engine.log.packs) else -11
+                 and engine.packer_runs) else -11
 
 
 cdef void evict_stop(Engine *engine) noexcept nogil:

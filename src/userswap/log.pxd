@@ -10,8 +10,9 @@ from userswap.system cimport pthread_mutex_t, sys_reads
 cdef enum:
     MAX_AREAS = 16
     MAX_BLOCKS = 1 << 20
-    BUFFERS_MAX = 8         # blocks in memory besides the tier: open ones, the rest on their way out or in
-    BUFFERS_MIN = 4
+    BUFFERS_MAX = 6         # blocks in memory besides the tier: open ones, the rest on their way out or in
+    BUFFERS_MIN = 3
+    BUFFERS_PACKING = 2     # more, where there is a packer
     TIER_MAX = 1 << 16      # blocks of the memory tier
     INDEX_MAX = 4096        # pages in a block: what an entry can name
     ANCHOR_PAGES = 8
@@ -141,6 +142,7 @@ cdef int log_write_next(Log *log) noexcept nogil
 cdef void log_area_order(Log *log) noexcept nogil
 cdef uint32_t log_slot_take(Log *log, Store *area) noexcept nogil
 cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil
+cdef bint log_discard_next(Log *log) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil
 cdef void log_list_take(Log *log, uint32_t at) noexcept nogil
 cdef void log_list_add(Log *log, int name, uint32_t at, bint first) noexcept nogil

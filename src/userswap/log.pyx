@@ -49,6 +49,7 @@ cdef enum:
     WRITE_TRIES = 20        # failed writes in a row that are taken for final
     BEHIND = 2              # plain blocks that wait: one more than that, and the packer is too slow
     LENGTH_BITS = 12
+    KEPT_SLOTS = 16         # free slots of an area that are not discarded: they will soon be written again
 
 
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
@@ -64,7 +65,7 @@ cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
     log.free_ids = NO_BLOCK
     log.plain_most = buffers
     log.blocks = <Block *>sys_reserve(MAX_BLOCKS * sizeof(Block))
-    log.buffers = <uint8_t **>sys_reserve((TIER_MAX + BUFFERS_MAX) * sizeof(uint8_t *))
+    log.buffers = <uint8_t **>sys_reserve((TIER_MAX + BUFFERS_MAX + BUFFERS_PACKING) * sizeof(uint8_t *))
     if log.blocks == NULL or log.buffers == NULL:
         return -ENOMEM
     for at in range(buffers):
@@ -95,7 +96,7 @@ cdef void log_deinit(Log *log) noexcept nogil:
     for area in range(log.area_count):
         store_deinit(&log.areas[area])
     sys_release(log.blocks, MAX_BLOCKS * sizeof(Block))
-    sys_release(log.buffers, (TIER_MAX + BUFFERS_MAX) * sizeof(uint8_t *))
+    sys_release(log.buffers, (TIER_MAX + BUFFERS_MAX + BUFFERS_PACKING) * sizeof(uint8_t *))
     pthread_mutex_destroy(&log.lock)
 
 
@@ -146,6 +147,7 @@ cdef uint32_t log_slot_take(Log *log, Store *area) noexcept nogil:
     log.slots_peak = max(log.slots_peak, log.slots_used)
     if area.returned_count > 0:
         area.returned_count -= 1
+        area.discarded = min(area.discarded, area.returned_count)
         return area.returned[area.returned_count]
     area.slot_end += 1
     return area.slot_end - 1
@@ -155,6 +157,46 @@ cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil:
     log.slots_used -= 1
     area.returned[area.returned_count] = slot
     area.returned_count += 1
+
+
+cdef Store *_undiscarded(Log *log, uint32_t *slot) noexcept nogil:
+    """Takes a free slot from an area that has more of them than it will soon need, one that was not discarded."""
+    cdef int at
+    cdef Store *area
+    for at in range(log.area_count):
+        area = &log.areas[at]
+        if area.closing or area.gone or area.never_discards or area.returned_count <= area.discarded + KEPT_SLOTS:
+            continue
+        slot[0] = area.returned[area.discarded]
+        area.returned_count -= 1
+        area.returned[area.discarded] = area.returned[area.returned_count]
+        return area
+    return NULL
+
+
+cdef bint log_discard_next(Log *log) noexcept nogil:
+    """Gives the medium of one free slot back, where many are free. False when there is none. Call without a lock.
+
+    Meanwhile the slot is nobody's, as if it were being written: it is not handed out, and its area does not go."""
+    cdef uint32_t slot
+    cdef Store *area
+    cdef int result
+    pthread_mutex_lock(&log.lock)
+    area = _undiscarded(log, &slot)
+    pthread_mutex_unlock(&log.lock)
+    if area == NULL:
+        return False
+    result = area.discard(area, slot)
+    pthread_mutex_lock(&log.lock)
+    area.returned[area.returned_count] = slot
+    if result == 0:
+        area.returned[area.returned_count] = area.returned[area.discarded]
+        area.returned[area.discarded] = slot
+        area.discarded += 1
+    area.returned_count += 1
+    area.never_discards = result != 0
+    pthread_mutex_unlock(&log.lock)
+    return True
 
 
 # ---- lists of blocks, with Log.lock held
@@ -414,7 +456,7 @@ cdef void log_freed(Log *log, uint64_t word) noexcept nogil:
 cdef bint log_buffer_add(Log *log) noexcept nogil:
     """One buffer more, its memory taken. Call without a lock, by one thread."""
     cdef uint8_t *buffer
-    if log.buffers_made >= TIER_MAX + BUFFERS_MAX:
+    if log.buffers_made >= TIER_MAX + BUFFERS_MAX + BUFFERS_PACKING:
         return False
     buffer = <uint8_t *>sys_reserve(BLOCK_BYTES)
     if buffer == NULL:

@@ -210,6 +210,7 @@ cdef struct Engine:
     bint entering           # a process is being entered
     bint ksm                # the kernel merges pages, which takes our write protection from them
     uint64_t ksm_looked_at
+    bint packing            # full blocks are packed small
     bint checking           # run the invariant checks (tests)
     int attention           # eventfd: control() is wanted
     pthread_mutex_t ptrace_lock     # held while a process is entered, and while children are waited for

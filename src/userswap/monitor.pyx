@@ -154,7 +154,7 @@ cdef bint _tick(Engine *engine) noexcept nogil:
         pages = tree_pages(&engine.tree, copied) + engine.own_pages
     room_sampled(engine, pages, granted)
     near = limit_near(engine)
-    if near and engine.tree.ticks % TIER_EVERY == 0:
+    if near and engine.log.packs and engine.tree.ticks % TIER_EVERY == 0:
         log_changed(&engine.log)        # for the packer, which splits the memory anew
     if near:
         _look_for_ksm(engine)

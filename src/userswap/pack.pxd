@@ -21,7 +21,8 @@ cdef struct Pack:
     pthread_mutex_t clean_lock
     int64_t pages           # packed by the packer, and what became of them
     int64_t bytes
-    int64_t cleaned         # live pages moved by cleaning
+    int64_t cleaned         # live pages moved by cleaning, and what they came to
+    int64_t cleaned_bytes
 
 cdef int pack_init(Pack *pack) noexcept nogil
 cdef void pack_deinit(Pack *pack) noexcept nogil

@@ -284,6 +284,7 @@ cdef int _clean_block(Log *log, Pack *pack, uint32_t at, bint cold) noexcept nog
             break
         result = _move_page(log, &pack.cleaning, at, index, data, OPEN_COLD, cold)
         pack.cleaned += result > 0
+        pack.cleaned_bytes += result if result > 0 else 0
         pthread_mutex_lock(&log.lock)
         if log.open[OPEN_COLD] != NO_BLOCK:
             log.blocks[log.open[OPEN_COLD]].born = max(log.blocks[log.open[OPEN_COLD]].born, block.born)

@@ -15,7 +15,8 @@ cdef struct Store:
     # Begins a read that sys_reads_finish ends; `reads` has room for one more.
     int (*read_later)(Store *store, sys_reads *reads, uint32_t slot, uint64_t at, uint64_t length,
                       uint8_t *into) noexcept nogil
-    void (*discard)(Store *store, uint32_t slot) noexcept nogil
+    # What it kept there is not wanted any more: the medium may have the place back.
+    int (*discard)(Store *store, uint32_t slot) noexcept nogil
     uint32_t slots              # size, in blocks
     int fd
     int priority                # higher ones are used first
@@ -25,10 +26,13 @@ cdef struct Store:
     uint32_t slot_end
     uint32_t *returned
     uint32_t returned_count
+    uint32_t discarded          # the lowest of these have been discarded
+    bint never_discards         # the medium refused
     int64_t bytes_written
     int64_t writes
     int64_t bytes_read
     int64_t reads
+    int64_t bytes_discarded
 
 cdef int file_store_init(Store *store, int fd, uint64_t size) noexcept nogil
 cdef void store_deinit(Store *store) noexcept nogil

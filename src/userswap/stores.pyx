@@ -42,8 +42,11 @@ cdef int _file_read_later(Store *store, sys_reads *reads, uint32_t slot, uint64_
     return 0
 
 
-cdef void _file_discard(Store *store, uint32_t slot) noexcept nogil:
-    sys_discard(store.fd, <uint64_t>slot * BLOCK_BYTES, BLOCK_BYTES)
+cdef int _file_discard(Store *store, uint32_t slot) noexcept nogil:
+    cdef int result = sys_discard(store.fd, <uint64_t>slot * BLOCK_BYTES, BLOCK_BYTES)
+    if result == 0:
+        add_i64(&store.bytes_discarded, BLOCK_BYTES)
+    return result
 
 
 cdef int file_store_init(Store *store, int fd, uint64_t size) noexcept nogil:

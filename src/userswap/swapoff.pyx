@@ -70,6 +70,7 @@ cdef int swapon_area(Log *log, int fd, uint64_t size, int priority) noexcept nog
     store.bytes_written += log.areas[area].bytes_written
     store.reads += log.areas[area].reads
     store.bytes_read += log.areas[area].bytes_read
+    store.bytes_discarded += log.areas[area].bytes_discarded
     log.areas[area] = store
     log.area_count = max(log.area_count, area + 1)
     log.slots += store.slots
@@ -215,7 +216,7 @@ cdef void _end(Log *log, int area, bint gone) noexcept nogil:
     if gone:
         store_deinit(store)
         store.gone = True
-        store.slots = store.slot_end = store.returned_count = 0
+        store.slots = store.slot_end = store.returned_count = store.discarded = 0
     else:
         log.slots += store.slots
     store.closing = False

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
+#include <linux/fs.h>
 #include <linux/futex.h>
 #include <linux/kcmp.h>
 #include <poll.h>
@@ -23,6 +24,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -246,9 +248,15 @@ static inline long sys_pwrite_all(int fd, const void *data, size_t bytes, uint64
 	return 0;
 }
 
-static inline void sys_discard(int fd, uint64_t at, uint64_t bytes)
+/* Gives the medium of a file or device back. */
+static inline int sys_discard(int fd, uint64_t at, uint64_t bytes)
 {
-	fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes);
+	uint64_t range[2] = {at, bytes};
+	struct stat about;
+
+	if (fstat(fd, &about) == 0 && S_ISBLK(about.st_mode))
+		return ioctl(fd, BLKDISCARD, range) ? -errno : 0;
+	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) ? -errno : 0;
 }
 
 /* Copies out of another process; the number of bytes, or -errno. */

@@ -120,7 +120,7 @@ cdef extern from "system.h" nogil:
     long sys_reads_finish(sys_reads *)
     bint sys_cpu_to_spare(const sys_reads *)
     long sys_pwrite_all(int, const void *, size_t, uint64_t)
-    void sys_discard(int, uint64_t, uint64_t)
+    int sys_discard(int, uint64_t, uint64_t)
     long sys_read_process(pid_t, void *, uint64_t, size_t)
     uint64_t sys_uffd_copy(int, uint64_t, const void *, uint64_t, bint protect, int *error)
     int sys_uffd_wake(int, uint64_t, uint64_t)

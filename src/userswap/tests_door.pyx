@@ -16,8 +16,8 @@ from userswap.codec cimport (
 )
 from userswap.log cimport (
     BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS, NO_BLOCK,
-    OPEN_PLAIN, OPENS, Place, log_area_order, log_buffer_add, log_buffer_drop, log_commit, log_deinit, log_free_slots,
-    log_freed, log_init, log_pin, log_place, log_read, log_reserve, log_unpin, log_write_next,
+    OPEN_PLAIN, OPENS, Place, log_area_order, log_buffer_add, log_buffer_drop, log_commit, log_deinit, log_discard_next,
+    log_free_slots, log_freed, log_init, log_pin, log_place, log_read, log_reserve, log_unpin, log_write_next,
 )
 from userswap.log cimport Log as LogStruct
 from userswap.pack cimport Pack, pack_clean, pack_deinit, pack_init, pack_next
@@ -48,8 +48,8 @@ from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
 from userswap.stores cimport Store, file_store_init
 from userswap.system cimport (
-    EIO, pthread_mutex_lock, pthread_mutex_unlock, sys_now_us, sys_pwrite_all, sys_release, sys_reserve, sys_since_us,
-    sys_sleep_us,
+    EINVAL, EIO, pthread_mutex_lock, pthread_mutex_unlock, sys_now_us, sys_pwrite_all, sys_release, sys_reserve,
+    sys_since_us, sys_sleep_us,
 )
 from userswap.types cimport (
     AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_MAX, FILLED, FREE, PAGE_BYTES, STORED, age_of,
@@ -61,6 +61,10 @@ STATES = {'free': FREE, 'filled': FILLED, 'cached': CACHED, 'stored': STORED}
 STATE_NAMES = {number: name for name, number in STATES.items()}
 BLOCK_STATES = ['free', 'open', 'full', 'spent', 'writing', 'stored']
 COUNT_STICKY = COUNT_MAX
+
+cdef enum:
+    SLOTS_SPARE = 4         # as the evictor's
+
 NO_CODE = 0xFFFFFFFFFFFFFFFF
 FRESH = AGE_FRESH
 REFAULT = AGE_REFAULT
@@ -347,6 +351,38 @@ cdef int _faulty_read(Store *store, uint32_t slot, uint64_t at, uint64_t length,
 
 # ---- the log
 
+cdef int _write_nowhere(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil:
+    store.writes += 1
+    store.bytes_written += BLOCK_BYTES
+    return 0
+
+
+cdef int _read_noise(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil:
+    cdef uint64_t seed = slot
+    cdef uint64_t word
+    for word in range(length // 8):
+        (<uint64_t *>into)[word] = _mix(&seed)
+    return 0
+
+
+cdef uint64_t _mix(uint64_t *state) noexcept nogil:
+    """SplitMix64 (Steele, Lea and Flood 2014)."""
+    cdef uint64_t word
+    state[0] += <uint64_t>0x9E3779B97F4A7C15
+    word = (state[0] ^ (state[0] >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+    word = (word ^ (word >> 27)) * <uint64_t>0x94D049BB133111EB
+    return word ^ (word >> 31)
+
+
+cdef double _random(uint64_t *state) noexcept nogil:
+    """In [0, 1)."""
+    return (_mix(state) >> 11) / <double>(<uint64_t>1 << 53)
+
+
+cdef int _refused_discard(Store *store, uint32_t slot) noexcept nogil:
+    return -EINVAL
+
+
 cdef class Pin:
     """A block held by log_pin, as a fill holds it."""
     cdef Log log
@@ -492,6 +528,53 @@ cdef class Log:
         log_area_order(&self.log)
         return self.log.area_count - 1
 
+    def add_area_of_nothing(self, uint32_t slots):
+        """An area that keeps nothing: what is read from it is noise, all written blocks are counted."""
+        cdef Store *store = &self.log.areas[self.log.area_count]
+        cdef int result = file_store_init(store, -1, slots * <uint64_t>BLOCK_BYTES)
+        if result != 0:
+            _fail(result)
+        store.write, store.read = _write_nowhere, _read_noise
+        self.log.area_count += 1
+        log_area_order(&self.log)
+
+    def overwrite(self, uint32_t[::1] offsets, int64_t writes, double hot, double hot_writes, uint64_t seed):
+        """Overwrites that many random pages of those in `offsets` (0: none yet): a share of `hot_writes` of them among
+        the first `hot` of the pages. Writes and cleans as the engine does; bytes written to areas by it."""
+        cdef int64_t turn, at
+        cdef int64_t count = offsets.shape[0]
+        cdef int64_t hot_count = <int64_t>(count * hot)
+        cdef uint8_t *place = NULL
+        cdef uint64_t word
+        cdef int result = 0
+        before = self.log.areas[0].bytes_written
+        with nogil:
+            for turn in range(writes):
+                at = turn % count
+                if offsets[at] != 0:
+                    if _random(&seed) < hot_writes:
+                        at = <int64_t>(_random(&seed) * hot_count)
+                    else:
+                        at = hot_count + <int64_t>(_random(&seed) * (count - hot_count))
+                    word = space_put(&self.space, offsets[at])
+                    log_freed(&self.log, word)
+                result = log_reserve(&self.log, OPEN_PLAIN, &place)
+                if result != 0:
+                    break
+                offsets[at] = space_allocate(&self.space, entry_make(CACHED, 1, 0))
+                log_commit(&self.log, OPEN_PLAIN, offsets[at], PAGE_BYTES, 0, 0)
+                while log_write_next(&self.log) == 1:
+                    pass
+                while log_free_slots(&self.log) < SLOTS_SPARE and result >= 0:
+                    result = pack_clean(&self.log, &self.pack_state, False)
+                    while log_write_next(&self.log) == 1:
+                        pass
+                if result < 0:
+                    break
+        if result < 0:
+            _fail(result)
+        return self.log.areas[0].bytes_written - before
+
     def fail_writes(self, int area, int error, int times=1, bint torn=False):
         """The next writes, or with -1 all, give -error; error 0 ends it."""
         faults = &_faults[self.log.areas[area].fd]
@@ -583,6 +666,16 @@ cdef class Log:
             result = pack_clean(&self.log, &self.pack_state, leisurely)
         return result
 
+    def refuse_discards(self, int area):
+        """From now on the medium says that it cannot discard."""
+        self.log.areas[area].discard = _refused_discard
+
+    def discard_next(self):
+        """Whether a free slot was given back to its medium, or refused."""
+        with nogil:
+            result = log_discard_next(&self.log)
+        return result
+
     def packs(self, bint packs):
         """Whether plain blocks wait for a packer."""
         self.log.packs = packs
@@ -623,7 +716,8 @@ cdef class Log:
     def area(self, int at):
         s = &self.log.areas[at]
         f = &_faults[s.fd]
-        return {'slots': s.slots, 'slot_end': s.slot_end, 'returned': s.returned_count, 'writes': s.writes,
+        return {'slots': s.slots, 'slot_end': s.slot_end, 'returned': s.returned_count, 'discarded': s.discarded,
+                'writes': s.writes,
                 'bytes_written': s.bytes_written, 'reads': s.reads, 'bytes_read': s.bytes_read,
                 'write_calls': f.write_calls, 'read_calls': f.read_calls, 'bad_calls': f.bad_calls}
 

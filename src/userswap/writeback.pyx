@@ -4,7 +4,7 @@ full."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.log cimport log_fetch_next, log_free_slots, log_write_next
+from userswap.log cimport log_discard_next, log_fetch_next, log_free_slots, log_write_next
 from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
 from userswap.pack cimport pack_clean, pack_next
 from userswap.pagetable cimport table_visit
@@ -113,7 +113,7 @@ cdef void *fetch_main(void *argument) noexcept nogil:
 
 
 cdef void *pack_main(void *argument) noexcept nogil:
-    """Packs what the evictor has left in full blocks, as far as it gets."""
+    """Packs what the evictor has left in full blocks, as far as it gets, and does what else has time."""
     cdef Engine *engine = <Engine *>argument
     cdef uint32_t seen
     cdef int result
@@ -121,11 +121,13 @@ cdef void *pack_main(void *argument) noexcept nogil:
     sys_step_back()
     while not engine.stopping:
         seen = load_u32(&engine.log.changed)
-        tier_adjust(engine)
-        result = pack_next(&engine.log, &engine.pack)
+        result = 0
+        if engine.log.packs:
+            tier_adjust(engine)
+            result = pack_next(&engine.log, &engine.pack)
         if result < 0:
             sys_sleep_us(10000)
-        elif result == 0:
+        elif result == 0 and not log_discard_next(&engine.log):
             sys_futex_wait(&engine.log.changed, seen, 3600000000)
     return NULL
 
