@@ -27,7 +27,7 @@ cdef struct Unpacker:
 cdef int codec_available() noexcept nogil
 cdef int packer_init(Packer *packer) noexcept nogil
 cdef void packer_deinit(Packer *packer) noexcept nogil
-cdef int unpacker_init(Unpacker *unpacker) noexcept nogil
+cdef void unpacker_init(Unpacker *unpacker) noexcept nogil
 cdef void unpacker_deinit(Unpacker *unpacker) noexcept nogil
 cdef uint32_t codec_pack(Packer *packer, const uint8_t *page, uint8_t *into, bint cold, uint8_t *codec) noexcept nogil
 cdef bint codec_unpack(Unpacker *unpacker, uint8_t codec, const uint8_t *packed, uint32_t length,

@@ -59,10 +59,6 @@ cdef int packer_init(Packer *packer) noexcept nogil:
         packer.lz4 = malloc(_libraries.lz4_state_size())
         if packer.lz4 == NULL:
             return -12
-    if _have & HAVE_ZSTD:
-        packer.zstd = _libraries.zstd_new_compressor()
-        if packer.zstd == NULL:
-            return -12
     return 0
 
 
@@ -72,14 +68,8 @@ cdef void packer_deinit(Packer *packer) noexcept nogil:
         _libraries.zstd_free_compressor(packer.zstd)
 
 
-cdef int unpacker_init(Unpacker *unpacker) noexcept nogil:
-    """Returns 0 or -ENOMEM (as -12); unpacker_deinit cleans up in both cases."""
+cdef void unpacker_init(Unpacker *unpacker) noexcept nogil:
     unpacker.zstd = NULL
-    if _have & HAVE_ZSTD:
-        unpacker.zstd = _libraries.zstd_new_decompressor()
-        if unpacker.zstd == NULL:
-            return -12
-    return 0
 
 
 cdef void unpacker_deinit(Unpacker *unpacker) noexcept nogil:
@@ -152,6 +142,8 @@ cdef uint32_t _find_split(Packer *packer, const uint8_t *page, bint cold) noexce
 cdef uint32_t codec_pack(Packer *packer, const uint8_t *page, uint8_t *into, bint cold, uint8_t *codec) noexcept nogil:
     """Packs a page; `into` has room for PAGE_BYTES. Returns its length; PAGE_BYTES: as it is."""
     cdef uint32_t length = 0
+    if cold and packer.zstd == NULL and _have & HAVE_ZSTD:
+        packer.zstd = _libraries.zstd_new_compressor()      # 100 KiB that most threads do without
     cold = cold and packer.zstd != NULL
     if packer.lz4 != NULL:
         if packer.left == 0:
@@ -177,6 +169,10 @@ cdef bint codec_unpack(Unpacker *unpacker, uint8_t codec, const uint8_t *packed,
         memcpy(page, packed, PAGE_BYTES)
         return True
     if codec & CODEC_ZSTD:
+        if unpacker.zstd == NULL:
+            unpacker.zstd = _libraries.zstd_new_decompressor()
+        if unpacker.zstd == NULL:
+            return False
         got = _libraries.zstd_decompress(unpacker.zstd, target, PAGE_BYTES, packed, length)
     else:
         got = <size_t>_libraries.lz4_decompress(<const char *>packed, <char *>target, <int>length, PAGE_BYTES)

@@ -297,7 +297,8 @@ cdef int workers_start(Engine *engine) noexcept nogil:
         worker.buffer = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
         worker.packed = <uint8_t *>sys_reserve(PACKED_BYTES)
         engine.worker_state[at] = worker
-        if (worker.buffer == NULL or worker.packed == NULL or unpacker_init(&worker.unpacker) != 0
+        unpacker_init(&worker.unpacker)
+        if (worker.buffer == NULL or worker.packed == NULL
                 or pthread_create(&engine.workers[at], NULL, _worker_main, worker) != 0):
             free(worker)
             return -12

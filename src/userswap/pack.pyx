@@ -81,8 +81,7 @@ cdef enum:
 
 cdef int _mover_init(Mover *mover) noexcept nogil:
     cdef int result = packer_init(&mover.packer)
-    if result == 0:
-        result = unpacker_init(&mover.unpacker)
+    unpacker_init(&mover.unpacker)
     mover.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
     return -12 if mover.scratch == NULL else result
 

@@ -425,7 +425,7 @@ cdef class Pin:
                               (last.start + last.length - start + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES, found)
             data = found - start
         if result == 0:
-            result = unpacker_init(&unpacker)
+            unpacker_init(&unpacker)
             for at in range(index, index + count):
                 log_place(&self.log.log, self.block, at, &first)
                 if result == 0 and not codec_unpack(&unpacker, first.codec, data + first.start, first.length,
@@ -446,7 +446,8 @@ cdef class Codec:
     cdef Unpacker unpacker
 
     def __cinit__(self):
-        if packer_init(&self.packer) != 0 or unpacker_init(&self.unpacker) != 0:
+        unpacker_init(&self.unpacker)
+        if packer_init(&self.packer) != 0:
             raise MemoryError
 
     def __dealloc__(self):
