@@ -44,9 +44,10 @@ def test_peak_in_the_statistics_is_what_is_seen_from_outside(userswap: Runner, p
 
 
 def test_the_sampler_sees_what_a_program_holds(native: Runner, programs: Programs) -> None:
-    """The measure itself: what is filled is what is seen, but for the last few ms, and nothing twice."""
-    run = native.native([programs("fill_fast"), "256", "4"])
-    assert 250 * MIB <= run.sampled.peak_bytes < 258 * MIB, run.describe()
+    """The measure itself: what is filled is what is seen, with nothing missing and nothing twice."""
+    # It looks at its memory for much longer than a sample takes.
+    run = native.native([programs("fill_fast"), "256", "4", "200"])
+    assert 256 * MIB <= run.sampled.peak_bytes < 258 * MIB, run.describe()
 
 
 def test_the_sampler_counts_shared_memory_once(native: Runner, programs: Programs) -> None:

@@ -77,6 +77,29 @@ class Swap:
     def block_of(self, offset: int) -> int:
         return self.log.entry(offset)[1]
 
+    def pack_for_ever(self, count: int, rng: random.Random) -> tuple[dict[int, bytes], list[int]]:
+        """Packs pages of which every fourth is to stay for ever, and so to be moved again and again: these,
+        and the offsets of the others."""
+        kept: dict[int, bytes] = {}
+        passing: list[int] = []
+        for _ in range(count):
+            offset = self.pack()
+            if rng.random() < 0.25:
+                kept[offset] = self.pages[offset]
+            else:
+                passing.append(offset)
+        return kept, passing
+
+    def read_until(self, stop: threading.Event, kept: dict[int, bytes], seed: int) -> int:
+        """Reads pages of `kept` at random, and checks them; how many."""
+        choose, done = random.Random(seed), 0
+        offsets = list(kept)
+        while not stop.is_set():
+            offset = choose.choice(offsets)
+            assert self.log.read(offset) == kept[offset]
+            done += 1
+        return done
+
     def verify(self) -> None:
         """Every byte is what was packed, and the invariants hold."""
         self.log.check()
@@ -649,34 +672,17 @@ def test_packing_freeing_reading_and_writing_at_once(make: Make) -> None:
     swap.log.delay_writes(0, 1000)
     rng = random.Random(5)
     stop = threading.Event()
-    kept: dict[int, bytes] = {}
 
     def write() -> None:
         while not stop.is_set() or swap.log.queued:
             if swap.log.write_next() <= 0:
                 time.sleep(0.001)
 
-    def read(seed: int) -> int:
-        choose, done = random.Random(seed), 0
-        offsets = list(kept)
-        while not stop.is_set():
-            offset = choose.choice(offsets)
-            assert swap.log.read(offset) == kept[offset]
-            done += 1
-        return done
-
     with ThreadPoolExecutor(3) as threads:
         writing = threads.submit(write)
         try:
-            # Every fourth page stays for ever: cleaning has to move it again and again.
-            passing: list[int] = []
-            for _ in range(8 * BLOCK):
-                offset = swap.pack()
-                if rng.random() < 0.25:
-                    kept[offset] = swap.pages[offset]
-                else:
-                    passing.append(offset)
-            readers = [threads.submit(read, seed) for seed in (1, 2)]
+            kept, passing = swap.pack_for_ever(8 * BLOCK, rng)
+            readers = [threads.submit(swap.read_until, stop, kept, seed) for seed in (1, 2)]
             cleaned = 0
             for _ in range(30 * BLOCK):
                 at = rng.randrange(len(passing))
