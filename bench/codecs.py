@@ -132,13 +132,9 @@ def zram(data: bytes, algorithm: str) -> Result:
     try:
         pages = len(data) // PAGE
         begun = time.perf_counter()
-        subprocess.run(
-            ["dd", "of=/dev/zram0", "bs=1M", "oflag=direct", "status=none"], input=data, check=True
-        )
+        subprocess.run([*DD, "of=/dev/zram0", "oflag=direct"], input=data, check=True)
         packed_at = time.perf_counter()
-        subprocess.run(
-            ["dd", "if=/dev/zram0", "of=/dev/null", "bs=1M", "iflag=direct", "status=none"], check=True
-        )
+        subprocess.run([*DD, "if=/dev/zram0", "of=/dev/null", "iflag=direct"], check=True)
         read_at = time.perf_counter()
         used = int((ZRAM / "mm_stat").read_text().split()[2])  # with the allocator's own loss
     finally:
