@@ -4,9 +4,11 @@
 All of it happens under one hold of Mm.lock and of Mm.helper_lock (evict.pyx says who sees what meanwhile).
 """
 
+from libc.stdint cimport int64_t
+
 from userswap.inject cimport USERSWAP_MOVE, helper_call, userswap_item
 from userswap.log cimport log_freed
-from userswap.mm cimport copy_of
+from userswap.mm cimport copy_of, evict_stamp
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_get, table_next, table_set
 from userswap.ranges cimport ranges_hit
 from userswap.reclaim cimport reclaim_run
@@ -234,18 +236,13 @@ cdef bint batch_was_unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil
     return False
 
 
-cdef void _evicted_clean(Engine *engine, uint32_t offset) noexcept nogil:
-    add_i64(&engine.counters.pages_evicted_clean, 1)
-    pthread_mutex_lock(&engine.space.lock)
-    space_stamp(&engine.space, offset, <uint32_t>(engine.evict_clock >> engine.stamp_shift))
-    pthread_mutex_unlock(&engine.space.lock)
-
-
 cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     """What has moved is swapped; offsets that were not needed are freed."""
     cdef Run *run
     cdef uint32_t at, place, number
     cdef uint32_t zeros = 0
+    cdef int64_t clean = 0
+    pthread_mutex_lock(&engine.space.lock)
     for number in range(batch.run_count):
         run = &batch.runs[number]
         for at in range(run.count):
@@ -254,13 +251,14 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
                 table_set(mm.table, run.page + at, batch.offsets[place])
                 zeros += batch.offsets[place] == engine.zero_offset
                 if not batch.dirty[place]:
-                    _evicted_clean(engine, batch.offsets[place])
+                    space_stamp(&engine.space, batch.offsets[place], evict_stamp(engine))
+                    clean += 1
             elif batch.dirty[place]:
-                pthread_mutex_lock(&engine.space.lock)
                 space_free(&engine.space, batch.offsets[place])
-                pthread_mutex_unlock(&engine.space.lock)
+    pthread_mutex_unlock(&engine.space.lock)
     mm.present -= batch.moved
     mm.swapped += batch.moved
     mm.staging_pages += batch.moved - zeros     # the shared zero page is no memory of anybody
     engine.evict_clock += batch.moved
     add_i64(&engine.counters.pages_evicted, batch.moved)
+    add_i64(&engine.counters.pages_evicted_clean, clean)

@@ -4,9 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 cdef enum:
-    CODEC_BITS = 3
     CODEC_ZSTD = 4              # else lz4; bits 0-1: how many times the bytes were split
-    CODEC_LEAST_GAIN = 256      # bytes; a page that gains less is packed as it is
 
 # What one thread packs with.
 cdef struct Packer:
@@ -24,7 +22,7 @@ cdef struct Unpacker:
     uint8_t split[4096]
     uint8_t half[4096]
 
-cdef int codec_available() noexcept nogil
+cdef bint codec_available() noexcept nogil
 cdef int packer_init(Packer *packer) noexcept nogil
 cdef void packer_deinit(Packer *packer) noexcept nogil
 cdef void unpacker_init(Unpacker *unpacker) noexcept nogil

@@ -41,15 +41,15 @@ cdef enum:
     HAVE_ZSTD = 2
     SPLITS = 3
     ZSTD_LEVEL = 3
-    MOST = 4096 - 256       # PAGE_BYTES - CODEC_LEAST_GAIN
+    MOST = 4096 - 256       # bytes; a page that stays longer is packed as it is
 
 cdef codec_libraries _libraries
 cdef int _have = codec_load(&_libraries)
 
 
-cdef int codec_available() noexcept nogil:
-    """What there is of lz4 (bit 0) and zstd (bit 1). Without lz4 nothing is packed."""
-    return _have
+cdef bint codec_available() noexcept nogil:
+    """Whether pages can be packed small here: without lz4 they cannot."""
+    return _have & HAVE_LZ4
 
 
 cdef int packer_init(Packer *packer) noexcept nogil:

@@ -29,12 +29,12 @@ from userswap.batch cimport (
     batch_move,
     batch_was_unshared,
 )
+from userswap.codec cimport codec_available
 from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
 from userswap.limit cimport room_give, room_take
 from userswap.log cimport OPEN_PLAIN, log_commit, log_reserve
-from userswap.mm cimport Mm, engine_stop, mm_next, mm_put
-from userswap.pack cimport pack_available
+from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_next, mm_put
 from userswap.space cimport NO_FILL_CODE, space_fill_code, space_free, space_set, space_word
 from userswap.system cimport (
     EAGAIN,
@@ -122,7 +122,7 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept
         add_i64(&engine.counters.pages_filled, 1)
     else:
         log_commit(&engine.log, OPEN_PLAIN, offset, PAGE_BYTES, 0,
-                   <uint32_t>(engine.evict_clock >> engine.stamp_shift))
+                   evict_stamp(engine))
     pthread_mutex_unlock(&engine.space.lock)
     return 0
 
@@ -323,7 +323,7 @@ cdef int evict_start(Engine *engine) noexcept nogil:
     engine.evictor_runs = pthread_create(&engine.evictor, NULL, _evictor_main, engine) == 0
     engine.writer_runs = pthread_create(&engine.writer, NULL, writeback_main, engine) == 0
     engine.fetcher_runs = pthread_create(&engine.fetcher, NULL, fetch_main, engine) == 0
-    engine.log.packs = engine.packing and pack_available()
+    engine.log.packs = engine.packing and codec_available()
     if engine.log.packs:
         engine.log.plain_most = engine.log.buffers_made - PACKED_OPEN
         tier_init(engine)

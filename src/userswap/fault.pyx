@@ -20,6 +20,7 @@ from userswap.readahead cimport WINDOW_MAX
 from userswap.system cimport (
     EAGAIN,
     PRIORITY_FAULT,
+    SYS_READS_MAX,
     UFFD_PAGEFAULT_FLAG_WP,
     UFFD_PAGEFAULT_FLAG_WRITE,
     add_i64,
@@ -55,7 +56,6 @@ cdef enum:
     THREADS_A_CPU = 2
     SOON_US = 60            # a fault after which the next one comes so soon is waited for
     EAGER_TURNS = 4         # ... unless so many times none came
-    PACKED_BYTES = (512 + 64) * 4096    # a window of pages that did not become smaller, and what reads round up
     DEFERRED_LOOK = 256     # waiting faults among which the same one is looked for
 
 
@@ -283,6 +283,11 @@ cdef void *_worker_main(void *argument) noexcept nogil:
     return NULL
 
 
+cdef uint64_t _packed_bytes() noexcept nogil:
+    """A window of pages that did not become smaller, and what each read rounds down and up."""
+    return (WINDOW_MAX + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES
+
+
 cdef int workers_start(Engine *engine) noexcept nogil:
     """Returns 0 or -errno; workers_stop cleans up in both cases."""
     cdef int at
@@ -295,7 +300,7 @@ cdef int workers_start(Engine *engine) noexcept nogil:
         worker.engine = engine
         worker.cpu = at % engine.cpus
         worker.buffer = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
-        worker.packed = <uint8_t *>sys_reserve(PACKED_BYTES)
+        worker.packed = <uint8_t *>sys_reserve(_packed_bytes())
         engine.worker_state[at] = worker
         unpacker_init(&worker.unpacker)
         if (worker.buffer == NULL or worker.packed == NULL
@@ -313,7 +318,7 @@ cdef void workers_stop(Engine *engine) noexcept nogil:
     for at in range(engine.worker_count):
         pthread_join(engine.workers[at], NULL)
         sys_release(engine.worker_state[at].buffer, <uint64_t>WINDOW_MAX * PAGE_BYTES)
-        sys_release(engine.worker_state[at].packed, PACKED_BYTES)
+        sys_release(engine.worker_state[at].packed, _packed_bytes())
         unpacker_deinit(&engine.worker_state[at].unpacker)
         free(engine.worker_state[at].pending.messages)
         free(engine.worker_state[at])

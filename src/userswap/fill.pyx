@@ -25,12 +25,13 @@ from userswap.log cimport (
     log_place,
     log_place_next,
     log_read_later,
+    log_span,
     log_unpin,
 )
-from userswap.mm cimport engine_stop, entry_put
+from userswap.mm cimport engine_stop, entry_put, evict_stamp
 from userswap.pagetable cimport table_get, table_set
 from userswap.readahead cimport Window, readahead_done, readahead_window
-from userswap.reclaim cimport reclaim_age
+from userswap.reclaim cimport reclaim_age, reclaim_distance
 from userswap.space cimport space_fill_value, space_get, space_word
 from userswap.system cimport (
     EAGAIN,
@@ -58,7 +59,6 @@ from userswap.types cimport (
     FILLED,
     PAGE_BYTES,
     PAGE_SHIFT,
-    STAMP_BITS,
     STORED,
     busy_value,
     entry_payload,
@@ -92,7 +92,7 @@ cdef struct Segment:
     uint8_t *data           # STORED: the block in memory, or NULL
     bint direct             # its pages are copied from where they are
     bint packed             # STORED: its pages have different lengths
-    uint32_t at             # packed, read from an area: where in its block the bytes begin
+    const uint8_t *origin   # packed, read from an area: where its block would begin
 
 cdef struct Fill:
     uint64_t start          # page
@@ -177,6 +177,7 @@ cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) n
         segment.word = fill_word
         segment.data = data
         segment.direct = False
+        segment.origin = NULL
         segment.packed = entry_state(word) == STORED and engine.log.blocks[stored_block(word)].packed
     segment.count += 1
     fill.values[at] = offset
@@ -238,9 +239,8 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
         return False
     fill.age = AGE_FRESH
     if entry_state(word) == STORED:
-        fill.pages_since = (<uint32_t>((engine.evict_clock >> engine.stamp_shift) - stored_stamp(word))
-                            & ((1 << STAMP_BITS) - 1)) << engine.stamp_shift
-        fill.age = reclaim_age(<uint32_t>(engine.evict_clock >> engine.stamp_shift), stored_stamp(word),
+        fill.pages_since = reclaim_distance(evict_stamp(engine), stored_stamp(word)) << engine.stamp_shift
+        fill.age = reclaim_age(evict_stamp(engine), stored_stamp(word),
                                <uint32_t>(engine.resident >> engine.stamp_shift))
     while True:
         fill.start = low
@@ -362,24 +362,18 @@ cdef int _load_segment(Worker *worker, Segment *segment) noexcept nogil:
 cdef int _read_segment(Worker *worker, Segment *segment, uint64_t *used) noexcept nogil:
     """Begins to read what is in an area only: plain pages to where they are wanted, packed ones to worker.packed, of
     which *used bytes are."""
-    cdef Place first, last
-    cdef uint32_t length
+    cdef uint32_t start, length
     cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
-    segment.at = segment.index * PAGE_BYTES
-    length = segment.count * PAGE_BYTES
+    log_span(&worker.engine.log, segment.block, segment.index, segment.count, &start, &length)
     if segment.packed:
-        log_place(&worker.engine.log, segment.block, segment.index, &first)
-        log_place(&worker.engine.log, segment.block, segment.index + segment.count - 1, &last)
-        segment.at = first.start // PAGE_BYTES * PAGE_BYTES
-        length = (last.start + last.length - segment.at + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
         into = worker.packed + used[0]
         used[0] += length
-    return log_read_later(&worker.engine.log, &worker.reads, segment.block, segment.at, length, into)
+        segment.origin = into - start
+    return log_read_later(&worker.engine.log, &worker.reads, segment.block, start, length, into)
 
 
 cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
     """Puts the bytes together in the worker's buffer: what is in memory while the areas are being read."""
-    cdef uint8_t *read[64]      # SEGMENTS: where what was read of packed pages lies
     cdef uint64_t used = 0
     cdef uint32_t at
     cdef int error
@@ -387,12 +381,10 @@ cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
     cdef Segment *segment
     for at in range(fill.segments):
         segment = &fill.segment[at]
-        read[at] = NULL
         if segment.state != STORED or segment.data != NULL:
             continue
         segment.data = log_fetched(&worker.engine.log, segment.block)
         if segment.data == NULL:
-            read[at] = worker.packed + used if segment.packed else NULL
             error = _read_segment(worker, segment, &used)
             result = error if error != 0 else result
     sys_reads_start(&worker.reads)
@@ -402,8 +394,8 @@ cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
     error = <int>sys_reads_finish(&worker.reads)
     result = error if error != 0 else result
     for at in range(fill.segments):
-        if read[at] != NULL and result == 0:
-            result = _unpack(worker, &fill.segment[at], read[at] - fill.segment[at].at)
+        if fill.segment[at].origin != NULL and result == 0:
+            result = _unpack(worker, &fill.segment[at], fill.segment[at].origin)
     return result
 
 
@@ -529,9 +521,9 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     readahead_done(&mm.fills, &window)
     _look_ahead(engine, mm, page, &window)
     pthread_mutex_unlock(&mm.lock)
-    begun = sys_now_us()
+    begun = sys_now_us() if engine.log.packs else 0
     result = _load(worker, &fill)
-    if result == 0:
+    if result == 0 and engine.log.packs:
         _tell_tier(engine, &fill, sys_now_us() - begun)
     if result == DAMAGED:
         engine_stop(engine, b"swapped memory came back damaged: block", fill.segment[0].block)

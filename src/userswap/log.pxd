@@ -13,12 +13,11 @@ cdef enum:
     BUFFERS_MAX = 6         # blocks in memory besides the tier: open ones, the rest on their way out or in
     BUFFERS_MIN = 3
     BUFFERS_PACKING = 2     # more, where there is a packer
-    TIER_MAX = 1 << 16      # blocks of the memory tier
+    BUFFERS_EVER = 1 << 16  # with those of the memory tier
     INDEX_MAX = 4096        # pages in a block: what an entry can name
     ANCHOR_PAGES = 8
     FETCHES = 4
     NO_BLOCK = 0xFFFFFFFF
-    NO_SLOT = 0xFFFFFFFF
 
 cdef enum BlockState:
     BLOCK_FREE
@@ -131,7 +130,10 @@ cdef void log_unpin(Log *log, uint32_t block) noexcept nogil
 cdef void log_unpin_locked(Log *log, uint32_t block) noexcept nogil
 cdef void log_place(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil
 cdef void log_place_next(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil
+cdef void log_span(Log *log, uint32_t block, uint32_t index, uint32_t count, uint32_t *at,
+                   uint32_t *length) noexcept nogil
 cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_t *into) noexcept nogil
+cdef int log_read_whole(Log *log, uint32_t block, uint8_t *into) noexcept nogil
 cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at, uint32_t length,
                         uint8_t *into) noexcept nogil
 cdef bint log_in_memory(Log *log, uint32_t block) noexcept nogil
@@ -139,10 +141,6 @@ cdef void log_fetch(Log *log, uint32_t block) noexcept nogil
 cdef bint log_fetch_next(Log *log) noexcept nogil
 cdef uint8_t *log_fetched(Log *log, uint32_t block) noexcept nogil
 cdef int log_write_next(Log *log) noexcept nogil
-cdef void log_area_order(Log *log) noexcept nogil
-cdef uint32_t log_slot_take(Log *log, Store *area) noexcept nogil
-cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil
-cdef bint log_discard_next(Log *log) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil
 cdef void log_list_take(Log *log, uint32_t at) noexcept nogil
 cdef void log_list_add(Log *log, int name, uint32_t at, bint first) noexcept nogil

@@ -14,6 +14,7 @@ stay: `tier_most` of them, the memory tier. Those that are written stay too, unt
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memmove, memset
 
+from userswap.slots cimport NO_SLOT, slot_return, slot_take, slots_free_of
 from userswap.space cimport space_set, space_word
 from userswap.stores cimport store_deinit
 from userswap.system cimport (
@@ -42,6 +43,7 @@ from userswap.types cimport (
     entry_state,
     stored_block,
     stored_payload,
+    whole_pages,
 )
 
 
@@ -49,12 +51,12 @@ cdef enum:
     WRITE_TRIES = 20        # failed writes in a row that are taken for final
     BEHIND = 2              # plain blocks that wait: one more than that, and the packer is too slow
     LENGTH_BITS = 12
-    KEPT_SLOTS = 16         # free slots of an area that are not discarded: they will soon be written again
 
 
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
     """Returns 0, or -ENOMEM. The areas are added by the caller."""
-    cdef int at
+    cdef int at, _buffer
+    cdef uint8_t *buffer
     memset(log, 0, sizeof(Log))
     pthread_mutex_init(&log.lock, NULL)
     log.space = space
@@ -65,15 +67,15 @@ cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
     log.free_ids = NO_BLOCK
     log.plain_most = buffers
     log.blocks = <Block *>sys_reserve(MAX_BLOCKS * sizeof(Block))
-    log.buffers = <uint8_t **>sys_reserve((TIER_MAX + BUFFERS_MAX + BUFFERS_PACKING) * sizeof(uint8_t *))
+    log.buffers = <uint8_t **>sys_reserve(BUFFERS_EVER * sizeof(uint8_t *))
     if log.blocks == NULL or log.buffers == NULL:
         return -ENOMEM
-    for at in range(buffers):
-        log.buffers[at] = <uint8_t *>sys_reserve(BLOCK_BYTES)
-        if log.buffers[at] == NULL:
+    for _buffer in range(buffers):
+        buffer = <uint8_t *>sys_reserve(BLOCK_BYTES)
+        if buffer == NULL:
             return -ENOMEM
-        log.buffers_free += 1
-        log.buffers_made += 1
+        _buffer_put(log, buffer)
+    log.buffers_made = buffers
     return 0
 
 
@@ -96,107 +98,13 @@ cdef void log_deinit(Log *log) noexcept nogil:
     for area in range(log.area_count):
         store_deinit(&log.areas[area])
     sys_release(log.blocks, MAX_BLOCKS * sizeof(Block))
-    sys_release(log.buffers, (TIER_MAX + BUFFERS_MAX + BUFFERS_PACKING) * sizeof(uint8_t *))
+    sys_release(log.buffers, BUFFERS_EVER * sizeof(uint8_t *))
     pthread_mutex_destroy(&log.lock)
 
 
 cdef void log_changed(Log *log) noexcept nogil:
     add_u32(&log.changed, 1)
     sys_futex_wake(&log.changed)
-
-
-# ---- slots of areas, with Log.lock held
-
-cdef void log_area_order(Log *log) noexcept nogil:
-    """Sorts the areas that may be written to by priority, after one has come or gone."""
-    cdef int area, place
-    log.order_count = 0
-    for area in range(log.area_count):
-        if log.areas[area].gone or log.areas[area].closing:
-            continue
-        place = log.order_count
-        while place > 0 and log.areas[log.order[place - 1]].priority < log.areas[area].priority:
-            log.order[place] = log.order[place - 1]
-            place -= 1
-        log.order[place] = area
-        log.order_count += 1
-
-
-cdef uint64_t _area_free(Store *area) noexcept nogil:
-    if area.closing or area.gone:
-        return 0
-    return <uint64_t>(area.slots - area.slot_end) + area.returned_count
-
-
-cdef uint64_t log_free_slots(Log *log) noexcept nogil:
-    """Blocks that can still be written, over all areas, less those that are full already."""
-    cdef uint64_t free_slots = 0
-    cdef int at
-    pthread_mutex_lock(&log.lock)
-    for at in range(log.area_count):
-        free_slots += _area_free(&log.areas[at])
-    free_slots -= min(free_slots, <uint64_t>log_unwritten(log))
-    pthread_mutex_unlock(&log.lock)
-    return free_slots
-
-
-cdef uint32_t log_slot_take(Log *log, Store *area) noexcept nogil:
-    if _area_free(area) == 0:
-        return NO_SLOT
-    log.slots_used += 1
-    log.slots_peak = max(log.slots_peak, log.slots_used)
-    if area.returned_count > 0:
-        area.returned_count -= 1
-        area.discarded = min(area.discarded, area.returned_count)
-        return area.returned[area.returned_count]
-    area.slot_end += 1
-    return area.slot_end - 1
-
-
-cdef void log_slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil:
-    log.slots_used -= 1
-    area.returned[area.returned_count] = slot
-    area.returned_count += 1
-
-
-cdef Store *_undiscarded(Log *log, uint32_t *slot) noexcept nogil:
-    """Takes a free slot from an area that has more of them than it will soon need, one that was not discarded."""
-    cdef int at
-    cdef Store *area
-    for at in range(log.area_count):
-        area = &log.areas[at]
-        if area.closing or area.gone or area.never_discards or area.returned_count <= area.discarded + KEPT_SLOTS:
-            continue
-        slot[0] = area.returned[area.discarded]
-        area.returned_count -= 1
-        area.returned[area.discarded] = area.returned[area.returned_count]
-        return area
-    return NULL
-
-
-cdef bint log_discard_next(Log *log) noexcept nogil:
-    """Gives the medium of one free slot back, where many are free. False when there is none. Call without a lock.
-
-    Meanwhile the slot is nobody's, as if it were being written: it is not handed out, and its area does not go."""
-    cdef uint32_t slot
-    cdef Store *area
-    cdef int result
-    pthread_mutex_lock(&log.lock)
-    area = _undiscarded(log, &slot)
-    pthread_mutex_unlock(&log.lock)
-    if area == NULL:
-        return False
-    result = area.discard(area, slot)
-    pthread_mutex_lock(&log.lock)
-    area.returned[area.returned_count] = slot
-    if result == 0:
-        area.returned[area.returned_count] = area.returned[area.discarded]
-        area.returned[area.discarded] = slot
-        area.discarded += 1
-    area.returned_count += 1
-    area.never_discards = result != 0
-    pthread_mutex_unlock(&log.lock)
-    return True
 
 
 # ---- lists of blocks, with Log.lock held
@@ -242,6 +150,18 @@ cdef uint32_t log_unwritten(Log *log) noexcept nogil:
     return log.lists[LIST_QUEUE].count + log.lists[LIST_TIER].count
 
 
+cdef uint64_t log_free_slots(Log *log) noexcept nogil:
+    """Blocks that can still be written, over all areas, less those that are full already."""
+    cdef uint64_t free_slots = 0
+    cdef int at
+    pthread_mutex_lock(&log.lock)
+    for at in range(log.area_count):
+        free_slots += slots_free_of(&log.areas[at])
+    free_slots -= min(free_slots, <uint64_t>log_unwritten(log))
+    pthread_mutex_unlock(&log.lock)
+    return free_slots
+
+
 # ---- blocks, with Log.lock held
 
 cdef void _lists_free(Block *block) noexcept nogil:
@@ -253,11 +173,28 @@ cdef void _lists_free(Block *block) noexcept nogil:
     block.anchors = NULL
 
 
+cdef void _buffer_put(Log *log, uint8_t *buffer) noexcept nogil:
+    log.buffers[log.buffers_free] = buffer
+    log.buffers_free += 1
+
+
+cdef uint8_t *_buffer_take(Log *log, uint32_t left) noexcept nogil:
+    """A free buffer if more than `left` are, else that of a block which is only kept; NULL when there is neither."""
+    if log.buffers_free <= left and not _buffer_recycle(log):
+        return NULL
+    log.buffers_free -= 1
+    return log.buffers[log.buffers_free]
+
+
+cdef void _id_return(Log *log, uint32_t at) noexcept nogil:
+    log.blocks[at].next = log.free_ids
+    log.free_ids = at
+
+
 cdef void _data_release(Log *log, Block *block) noexcept nogil:
     if not block.packed and block.state != BLOCK_STORED:
         log.plain -= 1
-    log.buffers[log.buffers_free] = block.data
-    log.buffers_free += 1
+    _buffer_put(log, block.data)
     block.data = NULL
     log_changed(log)
 
@@ -291,7 +228,7 @@ cdef void _block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
     if block.live != 0 or block.pins != 0:
         return
     if block.state == BLOCK_STORED:
-        log_slot_return(log, &log.areas[block.area], block.slot)
+        slot_return(log, &log.areas[block.area], block.slot)
     elif block.state != BLOCK_FULL and block.state != BLOCK_SPENT:
         return
     log_list_take(log, at)
@@ -299,8 +236,7 @@ cdef void _block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
         _data_release(log, block)
     _lists_free(block)
     block.state = BLOCK_FREE
-    block.next = log.free_ids
-    log.free_ids = at
+    _id_return(log, at)
 
 
 cdef int _lists_make(Block *block) noexcept nogil:
@@ -339,12 +275,13 @@ cdef void _wait_for(Log *log, bint *what) noexcept nogil:
 cdef int _open_block(Log *log, int which) noexcept nogil:
     """Opens a new block. 1 when that must wait for a buffer, else 0 or -errno."""
     cdef uint32_t at = log.free_ids
+    cdef uint8_t *buffer
     cdef Block *block
-    cdef int result
     if which == OPEN_PLAIN and log.plain >= log.plain_most:
         _wait_for(log, &log.plain_waits)
         return 1
-    if log.buffers_free == 0 and not _buffer_recycle(log):
+    buffer = _buffer_take(log, 0)
+    if buffer == NULL:
         _wait_for(log, &log.buffer_waits)
         return 1
     if at != NO_BLOCK:
@@ -353,21 +290,20 @@ cdef int _open_block(Log *log, int which) noexcept nogil:
         at = log.block_end
         log.block_end += 1
     else:
+        _buffer_put(log, buffer)
         return -ENOSPC
     block = &log.blocks[at]
     memset(block, 0, sizeof(Block))
     block.packed = which != OPEN_PLAIN
     block.settled = which == OPEN_COLD
-    result = _lists_make(block)
-    if result != 0:
-        block.next = log.free_ids
-        log.free_ids = at
-        return result
+    if _lists_make(block) != 0:
+        _buffer_put(log, buffer)
+        _id_return(log, at)
+        return -ENOMEM
     log.plain_waits = log.plain_waits and which != OPEN_PLAIN
     log.buffer_waits = False
-    log.buffers_free -= 1
     log.plain += which == OPEN_PLAIN
-    block.data = log.buffers[log.buffers_free]
+    block.data = buffer
     block.state = BLOCK_OPEN
     log.open[which] = at
     return 0
@@ -456,15 +392,14 @@ cdef void log_freed(Log *log, uint64_t word) noexcept nogil:
 cdef bint log_buffer_add(Log *log) noexcept nogil:
     """One buffer more, its memory taken. Call without a lock, by one thread."""
     cdef uint8_t *buffer
-    if log.buffers_made >= TIER_MAX + BUFFERS_MAX + BUFFERS_PACKING:
+    if log.buffers_made == BUFFERS_EVER:
         return False
     buffer = <uint8_t *>sys_reserve(BLOCK_BYTES)
     if buffer == NULL:
         return False
     sys_populate(buffer, BLOCK_BYTES)
     pthread_mutex_lock(&log.lock)
-    log.buffers[log.buffers_free] = buffer
-    log.buffers_free += 1
+    _buffer_put(log, buffer)
     log.buffers_made += 1
     pthread_mutex_unlock(&log.lock)
     log_changed(log)
@@ -473,12 +408,10 @@ cdef bint log_buffer_add(Log *log) noexcept nogil:
 
 cdef bint log_buffer_drop(Log *log) noexcept nogil:
     """One buffer less, its memory given back. False when none can be spared now."""
-    cdef uint8_t *buffer = NULL
+    cdef uint8_t *buffer
     pthread_mutex_lock(&log.lock)
-    if log.buffers_free > 0 or _buffer_recycle(log):
-        log.buffers_free -= 1
-        log.buffers_made -= 1
-        buffer = log.buffers[log.buffers_free]
+    buffer = _buffer_take(log, 0)
+    log.buffers_made -= buffer != NULL
     pthread_mutex_unlock(&log.lock)
     if buffer != NULL:
         sys_release(buffer, BLOCK_BYTES)
@@ -513,29 +446,41 @@ cdef void log_unpin_locked(Log *log, uint32_t block) noexcept nogil:
     _block_free_if_unused(log, block)
 
 
+cdef void _place_length(Block *block, uint32_t index, Place *place) noexcept nogil:
+    place.length = (block.lengths[index] & ((1 << LENGTH_BITS) - 1)) + 1
+    place.codec = <uint8_t>(block.lengths[index] >> LENGTH_BITS)
+
+
 cdef void log_place(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil:
     """Where a page of a pinned block lies in it."""
     cdef Block *b = &log.blocks[block]
-    cdef uint32_t at
+    cdef uint32_t at = index // ANCHOR_PAGES * ANCHOR_PAGES
     if not b.packed:
         place.start = index * PAGE_BYTES
         place.length = PAGE_BYTES
         place.codec = 0
         return
     place.start = b.anchors[index // ANCHOR_PAGES]
-    for at in range(index // ANCHOR_PAGES * ANCHOR_PAGES, index):
-        place.start += (b.lengths[at] & ((1 << LENGTH_BITS) - 1)) + 1
-    place.length = (b.lengths[index] & ((1 << LENGTH_BITS) - 1)) + 1
-    place.codec = <uint8_t>(b.lengths[index] >> LENGTH_BITS)
+    _place_length(b, at, place)
+    while at < index:
+        at += 1
+        log_place_next(log, block, at, place)
 
 
 cdef void log_place_next(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil:
-    """From the place of the page before to that of `index`."""
-    cdef Block *b = &log.blocks[block]
+    """From the place of the page before to that of `index`, in a packed block."""
     place.start += place.length
-    if b.packed:
-        place.length = (b.lengths[index] & ((1 << LENGTH_BITS) - 1)) + 1
-        place.codec = <uint8_t>(b.lengths[index] >> LENGTH_BITS)
+    _place_length(&log.blocks[block], index, place)
+
+
+cdef void log_span(Log *log, uint32_t block, uint32_t index, uint32_t count, uint32_t *at,
+                   uint32_t *length) noexcept nogil:
+    """What must be read of a pinned block to have `count` of its pages: whole pages, from *at on."""
+    cdef Place first, last
+    log_place(log, block, index, &first)
+    log_place(log, block, index + count - 1, &last)
+    at[0] = first.start // PAGE_BYTES * PAGE_BYTES
+    length[0] = whole_pages(last.start + last.length - at[0])
 
 
 cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_t *into) noexcept nogil:
@@ -544,6 +489,11 @@ cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_
     cdef Block *b = &log.blocks[block]
     cdef Store *area = &log.areas[b.area]
     return area.read(area, b.slot, at, length, into)
+
+
+cdef int log_read_whole(Log *log, uint32_t block, uint8_t *into) noexcept nogil:
+    """As log_read, all that is used of the block."""
+    return log_read(log, block, 0, whole_pages(log.blocks[block].bytes), into)
 
 
 cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at, uint32_t length,
@@ -586,9 +536,7 @@ cdef uint8_t *_fetch_begin(Log *log, uint32_t *at) noexcept nogil:
         at[0] = log.fetches[0]
         log.fetch_count -= 1
         memmove(log.fetches, log.fetches + 1, log.fetch_count * sizeof(uint32_t))
-        if log.buffers_free > 1 or _buffer_recycle(log):
-            log.buffers_free -= 1
-            buffer = log.buffers[log.buffers_free]
+        buffer = _buffer_take(log, 1)
     pthread_mutex_unlock(&log.lock)
     return buffer
 
@@ -604,15 +552,14 @@ cdef bint log_fetch_next(Log *log) noexcept nogil:
     block = &log.blocks[at]
     if buffer != NULL:
         # Who needs it reads it again, and tells of the error.
-        read = log_read(log, at, 0, (block.bytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES, buffer) == 0
+        read = log_read_whole(log, at, buffer) == 0
     pthread_mutex_lock(&log.lock)
     block.fetching = False
     if read:
         block.data = buffer
         log_list_add(log, LIST_KEPT, at, False)
     elif buffer != NULL:
-        log.buffers[log.buffers_free] = buffer
-        log.buffers_free += 1
+        _buffer_put(log, buffer)
     log_unpin_locked(log, at)
     log_changed(log)
     pthread_mutex_unlock(&log.lock)
@@ -647,7 +594,7 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
     for turn in range(MAX_AREAS):
         pthread_mutex_lock(&log.lock)
         area = log.order[turn] if turn < log.order_count else -1
-        slot = log_slot_take(log, &log.areas[area]) if area >= 0 else NO_SLOT
+        slot = slot_take(log, &log.areas[area]) if area >= 0 else NO_SLOT
         pthread_mutex_unlock(&log.lock)
         if area < 0:
             break
@@ -664,7 +611,7 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
             _block_free_if_unused(log, at)
             log_changed(log)
         else:
-            log_slot_return(log, &log.areas[area], slot)
+            slot_return(log, &log.areas[area], slot)
         pthread_mutex_unlock(&log.lock)
         if result == 0:
             return 0

@@ -234,6 +234,10 @@ cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) no
 cdef void mm_settled(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_removed(Mm *mm, uint64_t page, uint64_t count) noexcept nogil
 cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil
+cdef inline uint32_t evict_stamp(Engine *engine) noexcept nogil:
+    """The eviction clock, in the unit of stamps."""
+    return <uint32_t>(engine.evict_clock >> engine.stamp_shift)
+
 cdef inline uint32_t copy_of(Engine *engine, uint32_t value) noexcept nogil:
     """The offset whose entry holds a true copy of a present page, or 0."""
     return 0 if offset_of(value) == engine.shared_offset else offset_of(value)

@@ -11,7 +11,6 @@ from userswap.system cimport pthread_mutex_t
 cdef struct Mover:
     Packer packer
     Unpacker unpacker
-    uint8_t *scratch        # a block
     uint8_t page[4096]
 
 # The packer's, and the cleaner's: whoever cleans holds the lock.
@@ -19,6 +18,7 @@ cdef struct Pack:
     Mover packing
     Mover cleaning
     pthread_mutex_t clean_lock
+    uint8_t *scratch        # a block, for the cleaner
     int64_t pages           # packed by the packer, and what became of them
     int64_t bytes
     int64_t cleaned         # live pages moved by cleaning, and what they came to
@@ -26,6 +26,5 @@ cdef struct Pack:
 
 cdef int pack_init(Pack *pack) noexcept nogil
 cdef void pack_deinit(Pack *pack) noexcept nogil
-cdef bint pack_available() noexcept nogil
 cdef int pack_next(Log *log, Pack *pack) noexcept nogil
 cdef int pack_clean(Log *log, Pack *pack, bint leisurely) noexcept nogil

@@ -22,7 +22,6 @@ from libc.string cimport memcpy, memset
 
 from userswap.codec cimport (
     CODEC_ZSTD,
-    codec_available,
     codec_pack,
     codec_unpack,
     packer_deinit,
@@ -47,7 +46,7 @@ from userswap.log cimport (
     log_list_add,
     log_list_take,
     log_place,
-    log_read,
+    log_read_whole,
     log_reserve,
     log_unpin_locked,
 )
@@ -80,17 +79,13 @@ cdef enum:
 
 
 cdef int _mover_init(Mover *mover) noexcept nogil:
-    cdef int result = packer_init(&mover.packer)
     unpacker_init(&mover.unpacker)
-    mover.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
-    return -12 if mover.scratch == NULL else result
+    return packer_init(&mover.packer)
 
 
 cdef void _mover_deinit(Mover *mover) noexcept nogil:
     packer_deinit(&mover.packer)
     unpacker_deinit(&mover.unpacker)
-    if mover.scratch != NULL:
-        sys_release(mover.scratch, BLOCK_BYTES)
 
 
 cdef int pack_init(Pack *pack) noexcept nogil:
@@ -98,13 +93,16 @@ cdef int pack_init(Pack *pack) noexcept nogil:
     cdef int result
     memset(pack, 0, sizeof(Pack))
     pthread_mutex_init(&pack.clean_lock, NULL)
-    result = _mover_init(&pack.packing)
+    pack.scratch = <uint8_t *>sys_reserve(BLOCK_BYTES)
+    result = -12 if pack.scratch == NULL else _mover_init(&pack.packing)
     return result if result != 0 else _mover_init(&pack.cleaning)
 
 
 cdef void pack_deinit(Pack *pack) noexcept nogil:
     _mover_deinit(&pack.packing)
     _mover_deinit(&pack.cleaning)
+    if pack.scratch != NULL:
+        sys_release(pack.scratch, BLOCK_BYTES)
     pthread_mutex_destroy(&pack.clean_lock)
 
 
@@ -276,8 +274,8 @@ cdef int _clean_block(Log *log, Pack *pack, uint32_t at, bint cold) noexcept nog
     cdef uint32_t index
     cdef int result = 0
     if data == NULL:
-        data = pack.cleaning.scratch
-        result = log_read(log, at, 0, (block.bytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES, data)
+        data = pack.scratch
+        result = log_read_whole(log, at, data)
     for index in range(block.used):
         if result < 0:
             break
@@ -311,8 +309,3 @@ cdef int pack_clean(Log *log, Pack *pack, bint leisurely) noexcept nogil:
     pthread_mutex_unlock(&log.lock)
     pthread_mutex_unlock(&pack.clean_lock)
     return result if result < 0 else <int>dead
-
-
-cdef bint pack_available() noexcept nogil:
-    """Whether pages can be packed small here."""
-    return codec_available() & 1

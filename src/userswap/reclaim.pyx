@@ -33,8 +33,12 @@ cdef uint32_t reclaim_run(uint32_t *values, uint32_t count, uint32_t most, uint3
     return run
 
 
+cdef uint32_t reclaim_distance(uint32_t now, uint32_t stamp) noexcept nogil:
+    """Evictions since the one that was stamped so."""
+    return (now - stamp) & 0xFFF
+
+
 cdef uint32_t reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident) noexcept nogil:
     """The age of a page faulted on, from the eviction clock now and at its eviction (12 bits each, in the
     engine's unit of pages) and the number of resident pages in the same unit."""
-    cdef uint32_t distance = (now - stamp) & 0xFFF
-    return AGE_REFAULT if distance < resident else AGE_FRESH
+    return AGE_REFAULT if reclaim_distance(now, stamp) < resident else AGE_FRESH

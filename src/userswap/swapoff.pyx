@@ -17,15 +17,12 @@ from userswap.log cimport (
     BLOCK_STORED,
     MAX_AREAS,
     NO_BLOCK,
-    NO_SLOT,
     Block,
-    log_area_order,
     log_read,
-    log_slot_return,
-    log_slot_take,
     log_unpin,
     log_unwritten,
 )
+from userswap.slots cimport NO_SLOT, SLOTS_SPARE, slot_return, slot_take, slots_free_of, slots_order_areas
 from userswap.stores cimport Store, file_store_init, store_deinit
 from userswap.system cimport (
     EBUSY,
@@ -42,7 +39,6 @@ from userswap.system cimport (
 from userswap.types cimport BLOCK_BYTES
 
 cdef enum:
-    SPARE_SLOTS = 4         # what the evictor needs to go on
     UNPINNED_US = 20
     WRITTEN_US = 1000
 
@@ -74,7 +70,7 @@ cdef int swapon_area(Log *log, int fd, uint64_t size, int priority) noexcept nog
     log.areas[area] = store
     log.area_count = max(log.area_count, area + 1)
     log.slots += store.slots
-    log_area_order(log)
+    slots_order_areas(log)
     pthread_mutex_unlock(&log.lock)
     return area
 
@@ -97,9 +93,9 @@ cdef int _begin(Log *log, int area, Progress *progress) noexcept nogil:
         used = store.slot_end - store.returned_count
         others = 0
         for at in range(log.area_count):
-            if at != area and not log.areas[at].closing and not log.areas[at].gone:
-                others += log.areas[at].slots - log.areas[at].slot_end + log.areas[at].returned_count
-        if used + SPARE_SLOTS + log_unwritten(log) > others:
+            if at != area:
+                others += slots_free_of(&log.areas[at])
+        if used + SLOTS_SPARE + log_unwritten(log) > others:
             result = -ENOSPC
         else:
             store.closing = True
@@ -133,7 +129,7 @@ cdef int _take_elsewhere(Log *log, int *area, uint32_t *slot) noexcept nogil:
     """A slot of the first area that has one. Log.lock is held."""
     cdef int at
     for at in range(log.order_count):
-        slot[0] = log_slot_take(log, &log.areas[log.order[at]])
+        slot[0] = slot_take(log, &log.areas[log.order[at]])
         if slot[0] != NO_SLOT:
             area[0] = log.order[at]
             return 0
@@ -148,7 +144,7 @@ cdef void _switch(Log *log, uint32_t at, int area, uint32_t slot) noexcept nogil
         pthread_mutex_lock(&log.lock)
         done = block.pins == 1
         if done:
-            log_slot_return(log, &log.areas[block.area], block.slot)
+            slot_return(log, &log.areas[block.area], block.slot)
             block.area = <uint8_t>area
             block.slot = slot
         pthread_mutex_unlock(&log.lock)
@@ -183,7 +179,7 @@ cdef int _move_block(Log *log, uint32_t at, int from_area, uint8_t *buffer) noex
         _switch(log, at, area, slot)
     else:
         pthread_mutex_lock(&log.lock)
-        log_slot_return(log, &log.areas[area], slot)
+        slot_return(log, &log.areas[area], slot)
         pthread_mutex_unlock(&log.lock)
     log_unpin(log, at)
     return 1 if result == 0 else result
@@ -220,7 +216,7 @@ cdef void _end(Log *log, int area, bint gone) noexcept nogil:
     else:
         log.slots += store.slots
     store.closing = False
-    log_area_order(log)
+    slots_order_areas(log)
     pthread_mutex_unlock(&log.lock)
 
 

@@ -16,8 +16,8 @@ from userswap.codec cimport (
 )
 from userswap.log cimport (
     BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS, NO_BLOCK,
-    OPEN_PLAIN, OPENS, Place, log_area_order, log_buffer_add, log_buffer_drop, log_commit, log_deinit, log_discard_next,
-    log_free_slots, log_freed, log_init, log_pin, log_place, log_read, log_reserve, log_unpin, log_write_next,
+    OPEN_PLAIN, OPENS, Place, log_buffer_add, log_buffer_drop, log_commit, log_deinit, log_free_slots, log_freed,
+    log_init, log_pin, log_place, log_read, log_reserve, log_span, log_unpin, log_write_next,
 )
 from userswap.log cimport Log as LogStruct
 from userswap.pack cimport Pack, pack_clean, pack_deinit, pack_init, pack_next
@@ -44,6 +44,7 @@ from userswap.space cimport (
     LEAF_ENTRIES, NO_LEAF, space_allocate, space_deinit, space_fill_code, space_fill_value, space_free, space_get,
     space_init, space_put, space_set, space_stamp, space_word,
 )
+from userswap.slots cimport SLOTS_SPARE, slots_discard_next, slots_order_areas
 from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
 from userswap.stores cimport Store, file_store_init
@@ -61,10 +62,6 @@ STATES = {'free': FREE, 'filled': FILLED, 'cached': CACHED, 'stored': STORED}
 STATE_NAMES = {number: name for name, number in STATES.items()}
 BLOCK_STATES = ['free', 'open', 'full', 'spent', 'writing', 'stored']
 COUNT_STICKY = COUNT_MAX
-
-cdef enum:
-    SLOTS_SPARE = 4         # as the evictor's
-
 NO_CODE = 0xFFFFFFFFFFFFFFFF
 FRESH = AGE_FRESH
 REFAULT = AGE_REFAULT
@@ -413,22 +410,19 @@ cdef class Pin:
 
     cdef int _read(self, uint32_t index, uint32_t count, uint8_t *found, uint8_t *into) noexcept nogil:
         cdef Unpacker unpacker
-        cdef Place first, last
+        cdef Place place
         cdef const uint8_t *data = self.data
-        cdef uint32_t start, at
+        cdef uint32_t start, length, at
         cdef int result = 0
-        log_place(&self.log.log, self.block, index, &first)
-        log_place(&self.log.log, self.block, index + count - 1, &last)
         if data == NULL:
-            start = first.start // PAGE_BYTES * PAGE_BYTES
-            result = log_read(&self.log.log, self.block, start,
-                              (last.start + last.length - start + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES, found)
+            log_span(&self.log.log, self.block, index, count, &start, &length)
+            result = log_read(&self.log.log, self.block, start, length, found)
             data = found - start
         if result == 0:
             unpacker_init(&unpacker)
             for at in range(index, index + count):
-                log_place(&self.log.log, self.block, at, &first)
-                if result == 0 and not codec_unpack(&unpacker, first.codec, data + first.start, first.length,
+                log_place(&self.log.log, self.block, at, &place)
+                if result == 0 and not codec_unpack(&unpacker, place.codec, data + place.start, place.length,
                                                     into + (at - index) * PAGE_BYTES):
                     result = -EIO
             unpacker_deinit(&unpacker)
@@ -526,7 +520,7 @@ cdef class Log:
         _faults[fd].write, _faults[fd].read = store.write, store.read
         store.write, store.read = _faulty_write, _faulty_read
         self.log.area_count += 1
-        log_area_order(&self.log)
+        slots_order_areas(&self.log)
         return self.log.area_count - 1
 
     def add_area_of_nothing(self, uint32_t slots):
@@ -537,7 +531,7 @@ cdef class Log:
             _fail(result)
         store.write, store.read = _write_nowhere, _read_noise
         self.log.area_count += 1
-        log_area_order(&self.log)
+        slots_order_areas(&self.log)
 
     def overwrite(self, uint32_t[::1] offsets, int64_t writes, double hot, double hot_writes, uint64_t seed):
         """Overwrites that many random pages of those in `offsets` (0: none yet): a share of `hot_writes` of them among
@@ -674,7 +668,7 @@ cdef class Log:
     def discard_next(self):
         """Whether a free slot was given back to its medium, or refused."""
         with nogil:
-            result = log_discard_next(&self.log)
+            result = slots_discard_next(&self.log)
         return result
 
     def packs(self, bint packs):

@@ -70,7 +70,7 @@ cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages
     if block.left != 0 and engine.log.dropped - block.left < engine.tier.step:
         saved = <int64_t>us - (memory_us >> COST_SHIFT)
         add_i64(&engine.tier.packed_us, saved if saved > 0 else 0)
-    if block.packed and engine.log.packs:
+    if block.packed:
         _bring_up(engine, at, us)
 
 

@@ -46,6 +46,10 @@ cdef enum:
     BLOCK_PAGES = 512
     BLOCK_BYTES = 2097152
 
+cdef inline uint32_t whole_pages(uint32_t count) noexcept nogil:
+    """Bytes, rounded up."""
+    return (count + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+
 # ---- page values
 cdef enum:
     NONE = 0

@@ -4,10 +4,11 @@ full."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.log cimport log_discard_next, log_fetch_next, log_free_slots, log_write_next
+from userswap.log cimport log_fetch_next, log_free_slots, log_write_next
 from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
 from userswap.pack cimport pack_clean, pack_next
 from userswap.pagetable cimport table_visit
+from userswap.slots cimport SLOTS_SPARE, slots_discard_next
 from userswap.system cimport (
     EAGAIN,
     ECANCELED,
@@ -26,7 +27,6 @@ from userswap.tier cimport tier_adjust, tier_fetched
 from userswap.types cimport age_of, is_present, offset_of, present_value
 
 cdef enum:
-    SLOTS_SPARE = 4         # blocks that cleaning needs to work in
     CLEAN_TURNS = 1000      # waits for a block that is in use
     CLEAN_GAIN = 16         # dead pages that a block must have for cleaning to help
 
@@ -127,7 +127,7 @@ cdef void *pack_main(void *argument) noexcept nogil:
             result = pack_next(&engine.log, &engine.pack)
         if result < 0:
             sys_sleep_us(10000)
-        elif result == 0 and not log_discard_next(&engine.log):
+        elif result == 0 and not slots_discard_next(&engine.log):
             sys_futex_wait(&engine.log.changed, seen, 3600000000)
     return NULL
 
