@@ -22,6 +22,8 @@ EXIT_OWN_ERROR = 125
 HELPER = "userswap-helper"
 ENGINE = "userswap-engine"
 USERFAULTFD = "anon_inode:[userfaultfd]"
+# Becomes the program once somebody writes to the pipe: by then it is being sampled.
+WAIT_AT_GATE = ("sh", "-c", 'read -r line < "$1" && shift && exec "$@"', "sh")
 CC = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 
@@ -268,10 +270,11 @@ class Live:
         self._temporary.mkdir()
         self.command = self._wrapped(command, options)
         environment = {**os.environ, "TMPDIR": str(self._temporary), **options.get("env", {})}
-        self._started = time.monotonic()
+        gate = self._folder / "gate"
+        os.mkfifo(gate)
         with (self._folder / "stdout").open("wb") as out, (self._folder / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
-                self.command,
+                [*WAIT_AT_GATE, str(gate), *self.command],
                 stdin=options.get("stdin", subprocess.DEVNULL),
                 stdout=out,
                 stderr=err,
@@ -283,6 +286,8 @@ class Live:
         self._tolerance = options.get("tolerance", TOLERANCE)
         try:
             self._sampler = Sampler(programs("sample_rss"), self.pid, engine=ram is not None)
+            self._started = time.monotonic()
+            gate.write_text("go\n")
         except BaseException:
             kill_all(self.pid)
             self.process.wait()
