@@ -79,6 +79,8 @@ def test_the_first_fork_makes_one_address_space(userswap: Runner, programs: Prog
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.number("evicted") > 0, run.describe()
     assert run.stats["forks"] == run.number("forks"), run.describe()
+    # What is shared is counted once from the beginning, and what is counted is what is seen from outside.
+    assert run.stats["peak_resident_bytes"] == pytest.approx(run.sampled.peak_bytes, rel=0.12), run.describe()
 
 
 @contextmanager

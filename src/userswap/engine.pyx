@@ -12,6 +12,7 @@ from userswap.check cimport check_ended
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
+from userswap.enter cimport enter_start, enter_stop
 from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, BUFFERS_PACKING, MAX_AREAS, Log, log_init
 from userswap.mm cimport (
     ENTRIES_FOR_EVER,
@@ -30,6 +31,7 @@ from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.pack cimport pack_init
 from userswap.processes cimport tree_init
 from userswap.readahead cimport WINDOW_MAX
+from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
 from userswap.swapoff cimport Progress, swapoff_area, swapon_area
 from userswap.system cimport (
@@ -193,7 +195,8 @@ cdef class Engine:
         cdef EngineState *engine = self._state
         engine.program = root_pid
         self._watching = True
-        if workers_start(engine) != 0 or evict_start(engine) != 0 or monitor_start(engine) != 0:
+        if (workers_start(engine) != 0 or evict_start(engine) != 0 or monitor_start(engine) != 0
+                or enter_start(engine) != 0 or sampler_start(engine) != 0):
             raise EngineError("the engine's threads cannot be started")
 
     def fileno(self):
@@ -312,6 +315,8 @@ cdef class Engine:
         with nogil:
             evict_stop(engine)
             workers_stop(engine)
+            sampler_stop(engine)
+            enter_stop(engine)
             monitor_stop(engine)
             while True:
                 mm = mm_next(engine, &position)

@@ -3,4 +3,6 @@
 
 from userswap.mm cimport Engine
 
-cdef void enter_wanted(Engine *engine) noexcept nogil
+cdef int enter_start(Engine *engine) noexcept nogil
+cdef void enter_stop(Engine *engine) noexcept nogil
+cdef void enter_next(Engine *engine, bint wanted) noexcept nogil

@@ -5,7 +5,8 @@ A process is entered through ptrace, in a few hundred microseconds of which one 
 fraction. The address space of a fork child has been the engine's since the fork (its userfaultfd came with
 the event), but nobody says which process it belongs to; that is found out here.
 
-All is done by the monitor's thread. While it traces, no other thread of this process may wait for children,
+It is done by a thread of its own, one process after the other, as the monitor asks: the victim may be amid a call that
+nobody can interrupt, and meanwhile others fork. While it traces, no other thread of this process may wait for children,
 or it would be told of our stops: Engine.ptrace_lock.
 """
 
@@ -18,7 +19,7 @@ from userswap.events cimport events_await_parent, events_drain
 from userswap.inject cimport Helper, helper_end, helper_inject
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
-from userswap.mm cimport MAX_LEFT_ALONE, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
+from userswap.mm cimport MAX_LEFT_ALONE, Entry, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
 from userswap.processes cimport NAME_BYTES, Process
 from userswap.spare cimport spare_look
 from userswap.system cimport (
@@ -33,12 +34,21 @@ from userswap.system cimport (
     UFFD_FEATURE_MOVE,
     UFFD_FEATURE_PAGEFAULT_FLAG_WP,
     UFFD_FEATURE_THREAD_ID,
+    PRIORITY_MONITOR,
     add_i64,
+    add_u32,
+    load_u32,
+    pthread_create,
+    pthread_join,
     pthread_mutex_lock,
     pthread_mutex_unlock,
-    sys_since_us,
+    sys_futex_wait,
+    sys_futex_wake,
+    sys_name_thread,
     sys_open_proc,
+    sys_prefer,
     sys_signal_eventfd,
+    sys_since_us,
     sys_sleep_us,
 )
 
@@ -48,6 +58,7 @@ cdef enum:
     ENTER_PAGES = 512           # smaller processes are not worth a helper
     ENTER_TRIES = 50
     VERIFY_TRIES = 200
+    WAIT_US = 3600000000
 
 cdef uint64_t FEATURES = (
     UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP
@@ -167,7 +178,7 @@ cdef int _enter(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexce
 
 
 cdef bint _wants_entry(Engine *engine, Process *process) noexcept nogil:
-    if (process.gone or process.mm_id != 0 or process.shares or process.helper or process.left_alone
+    if (process.gone or process.mm_id != 0 or process.entering or process.shares or process.helper or process.left_alone
             or process.anonymous < ENTER_PAGES):
         return False
     # Most forked children end or run another program in a moment.
@@ -187,42 +198,89 @@ cdef void _leave_alone(Engine *engine, Process *process, int error) noexcept nog
     pthread_mutex_unlock(&engine.reason_lock)
 
 
-cdef void _enter_one(Engine *engine, Process *process) noexcept nogil:
-    cdef uint32_t mm_id = 0
-    cdef int result
-    if engine.counters.processes_attached == 0:
-        log_populate(&engine.log)
-    pthread_mutex_lock(&engine.ptrace_lock)
-    engine.entering = True
-    sys_signal_eventfd(engine.room_event)       # who may overdraw now
-    result = _enter(engine, process.pid, process.parent, &mm_id)
-    engine.entering = False
-    pthread_mutex_unlock(&engine.ptrace_lock)
+# ---- the thread that does it, and what the monitor asks of it
+
+cdef void *_enter_main(void *argument) noexcept nogil:
+    cdef Engine *engine = <Engine *>argument
+    cdef Entry *entry = &engine.entry
+    cdef uint32_t seen
+    sys_name_thread(b"enter")
+    sys_prefer(0, PRIORITY_MONITOR)
+    while not engine.stopping:
+        seen = load_u32(&entry.asked)
+        if entry.pid == 0 or entry.done:
+            sys_futex_wait(&entry.asked, seen, WAIT_US)
+            continue
+        if engine.counters.processes_attached == 0:
+            log_populate(&engine.log)
+        pthread_mutex_lock(&engine.ptrace_lock)
+        engine.entering = True
+        sys_signal_eventfd(engine.room_event)       # who may overdraw now
+        entry.result = _enter(engine, entry.pid, entry.parent, &entry.mm_id)
+        engine.entering = False
+        pthread_mutex_unlock(&engine.ptrace_lock)
+        entry.done = True
+    return NULL
+
+
+cdef void _entered(Engine *engine, Process *process, Entry *entry) noexcept nogil:
+    process.entering = False
     process.tries += 1
-    if result == 0:
-        process.mm_id = mm_id
+    if entry.result == 0:
+        process.mm_id = entry.mm_id
         add_i64(&engine.counters.processes_attached, 1)
         sys_signal_eventfd(engine.attention)        # there is a new userfaultfd to keep
-    elif result == -ESRCH:
+    elif entry.result == -ESRCH:
         process.gone = True
-    elif result != -EAGAIN or process.tries >= ENTER_TRIES:
-        _leave_alone(engine, process, -result)
+    elif entry.result != -EAGAIN or process.tries >= ENTER_TRIES:
+        _leave_alone(engine, process, -entry.result)
 
 
-cdef void enter_wanted(Engine *engine) noexcept nogil:
-    """Enters the processes that use memory worth evicting, the largest first."""
+cdef Process *_best(Engine *engine) noexcept nogil:
+    """The largest process that uses memory worth evicting; what could not be entered has to wait for its turn."""
     cdef uint32_t at
-    cdef Process *largest
+    cdef Process *best = NULL
     cdef Process *process
-    cdef uint32_t _turn
-    for _turn in range(engine.tree.count):
-        largest = NULL
-        for at in range(engine.tree.count):
-            process = &engine.tree.processes[at]
-            if process.tried_at != engine.tree.ticks and _wants_entry(engine, process) and (
-                    largest == NULL or process.anonymous > largest.anonymous):
-                largest = process
-        if largest == NULL:
-            return
-        largest.tried_at = engine.tree.ticks
-        _enter_one(engine, largest)
+    for at in range(engine.tree.look.count):
+        process = engine.tree.look.items[at]
+        if _wants_entry(engine, process) and (best == NULL or process.tries < best.tries or (
+                process.tries == best.tries and process.anonymous > best.anonymous)):
+            best = process
+    return best
+
+
+cdef void enter_next(Engine *engine, bint wanted) noexcept nogil:
+    """Sees to it that processes are entered, one after the other. The monitor's, at each look; does not wait."""
+    cdef Entry *entry = &engine.entry
+    cdef Process *best
+    cdef uint32_t at
+    if entry.pid != 0 and not entry.done:
+        return
+    for at in range(engine.tree.look.count):
+        if engine.tree.look.items[at].entering:
+            _entered(engine, engine.tree.look.items[at], entry)
+    entry.pid = 0
+    best = _best(engine) if wanted else NULL
+    if best == NULL:
+        return
+    best.entering = True
+    entry.parent = best.parent
+    entry.mm_id = 0
+    entry.done = False
+    entry.pid = best.pid
+    add_u32(&entry.asked, 1)
+    sys_futex_wake(&entry.asked)
+
+
+cdef int enter_start(Engine *engine) noexcept nogil:
+    """Returns 0 or -EAGAIN (as -11); enter_stop cleans up in both cases."""
+    engine.enterer_runs = pthread_create(&engine.enterer, NULL, _enter_main, engine) == 0
+    return 0 if engine.enterer_runs else -11
+
+
+cdef void enter_stop(Engine *engine) noexcept nogil:
+    """engine.stopping is set."""
+    add_u32(&engine.entry.asked, 1)
+    sys_futex_wake(&engine.entry.asked)
+    if engine.enterer_runs:
+        pthread_join(engine.enterer, NULL)

@@ -268,6 +268,10 @@ cdef bint _wanted(Engine *engine) noexcept nogil:
     return load_i64(&engine.resident) > engine.low and not engine.stopping
 
 
+cdef bint _can_evict(Mm *mm) noexcept nogil:
+    return mm.entered and not mm.helper_failed and not mm.leaving
+
+
 cdef bint _evict_round(Evictor *evictor) noexcept nogil:
     """Goes over the address spaces once, from where the clock stands, while eviction is wanted.
 
@@ -283,14 +287,14 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
             return any
         wrapped = False
         pthread_mutex_lock(&mm.helper_lock)
-        while not wrapped and mm.entered and not mm.helper_failed and _wanted(engine):
+        while not wrapped and _can_evict(mm) and _wanted(engine):
             writeback_make_room(engine)
             if _evict_batch(evictor, mm, &wrapped):
                 any = True
         if mm.entered and not mm.helper_failed:
             _drop(engine, mm)
         pthread_mutex_unlock(&mm.helper_lock)
-        if not wrapped and mm.entered and not mm.helper_failed:
+        if not wrapped and _can_evict(mm):
             evictor.position -= 1       # the hand is within this one: it goes on here
         mm_put(engine, mm)
     return any

@@ -528,6 +528,10 @@ cdef int helper_call(Helper *helper) noexcept nogil:
     return await_answer(helper, posted)
 
 
+cdef void kill_process(Helper *helper) noexcept nogil:
+    syscall(SYS_pidfd_send_signal, helper.pidfd, SIGKILL, NULL, 0)
+
+
 cdef void end_process(Helper *helper) noexcept nogil:
     """Through the pidfd, where there is one yet, so that a number used anew is never meant."""
     cdef pollfd one
@@ -535,7 +539,7 @@ cdef void end_process(Helper *helper) noexcept nogil:
         if helper.pid > 0:
             kill(helper.pid, SIGKILL)
         return
-    syscall(SYS_pidfd_send_signal, helper.pidfd, SIGKILL, NULL, 0)
+    kill_process(helper)
     one.fd = helper.pidfd
     one.events = POLLIN
     poll(&one, 1, 5000)
@@ -557,5 +561,13 @@ cdef void let_go(Helper *helper) noexcept nogil:
 
 cdef void helper_end(Helper *helper) noexcept nogil:
     end_process(helper)
+    helper.pid = 0
+    let_go(helper)
+
+
+cdef void helper_dismiss(Helper *helper) noexcept nogil:
+    """As helper_end, but does not wait: where it is the last of its address space its end takes as long as it takes to
+    free all memory."""
+    kill_process(helper)
     helper.pid = 0
     let_go(helper)

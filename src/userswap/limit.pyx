@@ -5,7 +5,7 @@
                  |                     |              |
                  programs are entered  evictor works  faults wait
 
-What is in use is sampled by the monitor, and between two samples known from what the engine itself put in
+What is in use is sampled (sampler.pyx), and between two samples known from what the engine itself put in
 place and evicted. Above `high` only memory can grow that the engine has not registered yet: what a program
 maps anew and touches until the monitor has seen it, a millisecond or two later. The distance from high to
 limit is for that; the one from low to high lets the evictor work ahead of need.
@@ -30,6 +30,7 @@ from userswap.types cimport BLOCK_PAGES
 
 cdef enum:
     SURGE_TICKS = 256       # looks after which the distance shrinks by a sixteenth
+    BURST_PAGES = 2048      # what a few processes write after a fork, before they are looked at
     STUCK_US = 20000000     # faults that wait for so long without any eviction will wait for ever
 
 
@@ -62,9 +63,10 @@ cdef void _learn_surge(Engine *engine, int64_t pages) noexcept nogil:
 
 cdef void limit_burst(Engine *engine) noexcept nogil:
     """A fork at the limit: what parent and child write to next is theirs alone, and the first of it is not told."""
+    cdef int64_t surge = min(max(engine.limit // 16, <int64_t>BURST_PAGES), engine.limit // 8)
     engine.calm = 0
-    if engine.surge < engine.limit // 16:
-        _set_marks(engine, engine.limit // 16)
+    if engine.surge < surge:
+        _set_marks(engine, surge)
 
 
 cdef int64_t limit_least(Engine *engine) noexcept nogil:

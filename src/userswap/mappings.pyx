@@ -38,6 +38,7 @@ from userswap.system cimport (
     sys_now_us,
     sys_open_tasks,
     sys_pagemap_scan,
+    sys_since_us,
     sys_uffd_protect,
     sys_uffd_register,
     sys_uffd_settled,
@@ -307,6 +308,20 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_unlock(&mm.lock)
 
 
+cdef uint64_t _register_if_new(Engine *engine, Mm *mm, procmap_query *mapping, int *registered) noexcept nogil:
+    """Returns where the next mapping is to be looked for: behind all that is known to be registered from here on."""
+    cdef uint64_t end
+    pthread_mutex_lock(&mm.lock)
+    if not _covered(mm, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT):
+        if sys_uffd_settled(mm.uffd) and _register(engine, mm, mapping):
+            registered[0] += 1
+        else:
+            mm.rescan = True
+    end = ranges_end(&mm.ranges, mapping.vma_start >> PAGE_SHIFT) << PAGE_SHIFT
+    pthread_mutex_unlock(&mm.lock)
+    return max(mapping.vma_end, end)
+
+
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
     """Registers the mappings that are not yet. Returns how many there were.
 
@@ -315,20 +330,11 @@ cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil:
     cdef char name[4352]        # the kernel refuses a shorter one than the name
     cdef uint64_t at = 0
     cdef int registered = 0
-    cdef bint again = False
     mm.rescan = False
     mm.scanned_at = sys_now_us()
     while at < <uint64_t>1 << USER_END_SHIFT and sys_next_mapping(mm.maps, at, &mapping, name, sizeof(name)) == 0:
         at = mapping.vma_end
-        if not _eligible(mm, &mapping, name):
-            continue
-        pthread_mutex_lock(&mm.lock)
-        if not _covered(mm, mapping.vma_start >> PAGE_SHIFT, mapping.vma_end >> PAGE_SHIFT):
-            if sys_uffd_settled(mm.uffd) and _register(engine, mm, &mapping):
-                registered += 1
-            else:
-                again = True
-        pthread_mutex_unlock(&mm.lock)
-    if again:
-        mm.rescan = True
+        if _eligible(mm, &mapping, name):
+            at = _register_if_new(engine, mm, &mapping, &registered)
+    mm.scan_us = sys_since_us(mm.scanned_at)
     return registered

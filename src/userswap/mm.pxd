@@ -62,6 +62,7 @@ cdef struct Mm:
     pthread_mutex_t helper_lock
     bint entered            # there is a helper: pages can be evicted
     bint helper_failed      # it is dead or does not answer
+    bint leaving            # ... or is about to be ended
     bint unsharing          # the helper may fault on our behalf
     bint dead               # the address space is gone
     bint rescan             # mappings have changed: look for new ones
@@ -89,6 +90,7 @@ cdef struct Mm:
     uint64_t removed_at     # time of the last EVENT_REMOVE, us
     uint64_t mapped_pages   # total_vm when the mappings were last looked at
     uint64_t scanned_at     # ... and the time, us
+    uint64_t scan_us        # what that took
     int64_t kept            # clean copies kept, and how many a write has broken since
     int64_t kept_broken
     int64_t kept_refused
@@ -108,6 +110,14 @@ cdef struct LeftAlone:      # a process that could not be entered
     pid_t pid
     int error
     char name[16]
+
+cdef struct Entry:          # the process that is being entered: asked for by the monitor, done by the thread
+    uint32_t asked          # futex
+    pid_t pid               # 0: none
+    pid_t parent
+    bint done
+    int result              # 0 or -errno
+    uint32_t mm_id
 
 cdef struct Deferred:
     uint32_t mm_id
@@ -181,11 +191,16 @@ cdef struct Engine:
     pthread_t fetcher
     pthread_t packer
     pthread_t monitor
+    pthread_t sampler
+    pthread_t enterer
     bint evictor_runs
     bint writer_runs
     bint fetcher_runs
     bint packer_runs
     bint monitor_runs
+    bint sampler_runs
+    bint enterer_runs
+    uint32_t samples        # futex: taken so far
     int stop_event          # eventfd that ends the waits of all threads
     Tree tree
     # Threads.
@@ -208,6 +223,7 @@ cdef struct Engine:
     bint stopping
     bint evictor_over       # the writer may end
     bint entering           # a process is being entered
+    Entry entry
     bint ksm                # the kernel merges pages, which takes our write protection from them
     uint64_t ksm_looked_at
     bint packing            # full blocks are packed small

@@ -9,7 +9,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close
 
-from userswap.inject cimport helper_end
+from userswap.inject cimport helper_dismiss
 from userswap.log cimport log_freed
 from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_free, table_make, table_set, table_visit
 from userswap.ranges cimport ranges_free
@@ -131,6 +131,7 @@ cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:
     """Ends the helper, so that it does not hold the address space any longer. Faults are served all the same:
     another process may share it (vfork)."""
+    mm.leaving = True       # the evictor, which holds the lock for as long as it finds something, lets go
     pthread_mutex_lock(&mm.helper_lock)
     pthread_mutex_lock(&mm.lock)
     if mm.entered:
@@ -138,8 +139,9 @@ cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:
         pthread_mutex_unlock(&mm.lock)
         close(mm.maps)
         close(mm.pagemap)
-        helper_end(&mm.helper)
+        helper_dismiss(&mm.helper)
         pthread_mutex_lock(&mm.lock)
+    mm.leaving = False
     pthread_mutex_unlock(&mm.lock)
     pthread_mutex_unlock(&mm.helper_lock)
 

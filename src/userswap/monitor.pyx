@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The monitor: the thread that watches how much memory the tree uses.
+"""The monitor: the thread that looks at the tree after each sample of its memory.
 
-Nothing tells a user-space pager that a program maps memory or touches what is not registered, so the monitor
-looks: as often as the room that is left could be used up at the rate at which memory can be touched at most,
-that is a few times a second far below the limit, and once a millisecond near it.
+It measures what the processes share, has those entered that use memory where it is short, registers what they map, and
+leaves what is gone.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -11,20 +10,24 @@ from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.unistd cimport close
 
 from userswap.check cimport check_running
-from userswap.enter cimport enter_wanted
+from userswap.enter cimport enter_next
 from userswap.forks cimport forks_protect
-from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck, room_sampled
+from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck
 from userswap.log cimport log_changed
 from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
 from userswap.spare cimport spare_look
 from userswap.system cimport (
     PRIORITY_MONITOR,
+    add_u32,
     load_i64,
+    load_u32,
     pthread_create,
     pthread_join,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_futex_wait,
+    sys_futex_wake,
     sys_name_thread,
     sys_now_us,
     sys_poll_in,
@@ -37,24 +40,19 @@ from userswap.system cimport (
     sys_uffd_alive,
 )
 from userswap.processes cimport (
-    TOUCH_PAGES_A_MS,
     Process,
-    anonymous_pages,
-    tree_forget_gone,
+    tree_begin_look,
+    tree_end_look,
     tree_is_due,
     tree_measure_shared,
-    tree_pages,
     tree_pages_at_most,
-    tree_refresh,
-    tree_sample,
 )
 
 cdef enum:
-    INTERVAL_MAX_US = 250000
-    INTERVAL_MIN_US = 1000
     CHECK_EVERY = 16
     TIER_EVERY = 16
-    OWN_EVERY = 16              # looks at the engine's own memory, far below the limit
+    PAUSE_US = 1000             # others must run, too
+    WAIT_US = 3600000000
     KSM_EVERY_US = 1000000
     RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
 
@@ -69,6 +67,14 @@ cdef void _leave(Engine *engine, Process *process) noexcept nogil:
     mm_put(engine, mm)
 
 
+cdef bint _is_due(Mm *mm, Process *process) noexcept nogil:
+    """Whether its mappings are to be looked at. Not all the time, where there are very many."""
+    cdef uint64_t since = sys_since_us(mm.scanned_at)
+    if mm.rescan or mm.mapped_pages != process.mapped:
+        return since > min(2 * mm.scan_us, <uint64_t>RESCAN_US)
+    return since > max(<uint64_t>RESCAN_US, 8 * mm.scan_us)
+
+
 cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept nogil:
     cdef Mm *mm
     if process.mm_id == 0:
@@ -81,7 +87,7 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
         _leave(engine, process)
     elif mm.helper_failed or sys_process_dead(mm.helper.pidfd):
         engine_stop(engine, b"the helper of a process was ended by somebody else: process", process.pid)
-    elif near and (mm.rescan or mm.mapped_pages != process.mapped or sys_since_us(mm.scanned_at) > RESCAN_US):
+    elif near and _is_due(mm, process):
         mm.mapped_pages = process.mapped
         mappings_register(engine, mm)
         mappings_promote(engine, mm)
@@ -112,14 +118,6 @@ cdef void _look_at_mms(Engine *engine, bint near) noexcept nogil:
         mm_put(engine, mm)
 
 
-cdef int64_t _own_pages(Engine *engine) noexcept nogil:
-    """The engine's own memory and the front process'."""
-    cdef uint64_t mapped
-    cdef int64_t own = anonymous_pages(engine.own_statm, &mapped)
-    cdef int64_t front = anonymous_pages(engine.front_statm, &mapped)
-    return max(own, <int64_t>0) + max(front, <int64_t>0)
-
-
 cdef void _look_for_ksm(Engine *engine) noexcept nogil:
     """Merged pages lose their write protection, so that no copy of a page is known to be true while ksmd runs. It
     merges what it has found unchanged twice; once a second is often enough to see it started."""
@@ -136,54 +134,45 @@ cdef void _look_for_ksm(Engine *engine) noexcept nogil:
     close(fd)
 
 
-cdef bint _tick(Engine *engine) noexcept nogil:
-    """One look at all. True when memory is short."""
-    cdef int64_t granted, copied, pages
+cdef void _measure_shared(Engine *engine, int64_t copied) noexcept nogil:
+    """Where it may matter: if memory would be short, were nothing shared."""
+    cdef int64_t own = engine.own_pages
+    if tree_is_due(&engine.tree) and limit_is_near(engine, tree_pages_at_most(&engine.tree) + own):
+        tree_measure_shared(&engine.tree, copied, limit_near_at(engine) - load_i64(&engine.resident))
+
+
+cdef void _look(Engine *engine) noexcept nogil:
+    """One look at all."""
     cdef uint32_t at
-    cdef bint near = limit_near(engine)
+    cdef bint near
     engine.tree.ticks += 1
-    tree_refresh(&engine.tree)
-    if near or engine.tree.ticks % OWN_EVERY == 1:
-        engine.own_pages = _own_pages(engine)
-    granted = load_i64(&engine.granted)
-    copied = load_i64(&engine.copied)
-    tree_sample(&engine.tree)
-    pages = tree_pages(&engine.tree, copied) + engine.own_pages
-    if tree_is_due(&engine.tree) and limit_is_near(engine, tree_pages_at_most(&engine.tree) + engine.own_pages):
-        tree_measure_shared(&engine.tree, copied, limit_near_at(engine) - pages)
-        pages = tree_pages(&engine.tree, copied) + engine.own_pages
-    room_sampled(engine, pages, granted)
+    tree_begin_look(&engine.tree)
+    _measure_shared(engine, load_i64(&engine.copied))
     near = limit_near(engine)
     if near and engine.log.packs and engine.tree.ticks % TIER_EVERY == 0:
         log_changed(&engine.log)        # for the packer, which splits the memory anew
     if near:
         _look_for_ksm(engine)
-        enter_wanted(engine)
-    for at in range(engine.tree.count):
-        _look_at_process(engine, &engine.tree.processes[at], near)
-    tree_forget_gone(&engine.tree)
+    enter_next(engine, near)
+    for at in range(engine.tree.look.count):
+        _look_at_process(engine, engine.tree.look.items[at], near)
+    tree_end_look(&engine.tree)
     _look_at_mms(engine, near)
     room_check_stuck(engine)
     if engine.checking and engine.tree.ticks % CHECK_EVERY == 0:
         check_running(engine)
-    return near
-
-
-cdef uint64_t _interval_us(Engine *engine, bint near) noexcept nogil:
-    cdef int64_t room = limit_near_at(engine) - load_i64(&engine.resident)
-    if near:
-        return INTERVAL_MIN_US
-    return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS, <int64_t>INTERVAL_MIN_US), <int64_t>INTERVAL_MAX_US)
 
 
 cdef void *_monitor_main(void *argument) noexcept nogil:
     cdef Engine *engine = <Engine *>argument
-    cdef bint near
+    cdef uint32_t seen
     sys_name_thread(b"monitor")
     sys_prefer(0, PRIORITY_MONITOR)
     while not engine.stopping:
-        near = _tick(engine)
-        sys_poll_in(engine.stop_event, _interval_us(engine, near))
+        seen = load_u32(&engine.samples)
+        _look(engine)
+        sys_poll_in(engine.stop_event, PAUSE_US)
+        sys_futex_wait(&engine.samples, seen, WAIT_US)
     return NULL
 
 
@@ -194,6 +183,8 @@ cdef int monitor_start(Engine *engine) noexcept nogil:
 
 
 cdef void monitor_stop(Engine *engine) noexcept nogil:
-    """engine.stopping is set and stop_event has been signalled."""
+    """engine.stopping is set; the sampler has ended."""
+    add_u32(&engine.samples, 1)
+    sys_futex_wake(&engine.samples)
     if engine.monitor_runs:
         pthread_join(engine.monitor, NULL)

@@ -4,6 +4,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
+from userswap.system cimport pthread_mutex_t
+
 cdef enum:
     NAME_BYTES = 16
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
@@ -15,35 +17,47 @@ cdef struct Process:
     int64_t anonymous       # pages
     int64_t measured        # `anonymous` when `shared` was measured
     int64_t shared          # ... of them counted for a relative as well (copy-on-write after a fork)
+    int64_t sharing         # what that will be once all are measured
     uint64_t mapped         # total_vm, pages
     uint32_t mm_id          # 0: not entered
     bint shares             # it has its parent's address space (vfork, or a helper): not counted
     bint helper             # it is one of ours
+    bint known              # the monitor has seen it
+    bint fresh              # just found: nobody knows yet what it shares, as much as it can is not counted
+    int64_t inherited       # ... which is what its parent had then
     bint marked             # found by the current walk
     bint gone
+    bint forgotten          # ... and the monitor will not look at it again
+    bint entering           # it is being entered just now
     bint left_alone         # it cannot be entered
-    uint64_t tried_at       # tick of the last try to enter it
     int tries
     uint64_t found_at       # us
     char name[16]
 
-cdef struct Tree:           # the monitor's alone
-    Process *processes
+cdef struct ProcessList:
+    Process **items
     uint32_t count
     uint32_t room
+
+cdef struct Tree:
+    # Guards the list of all, and what is counted of each.
+    pthread_mutex_t lock
+    ProcessList all         # the sampler's, which finds processes and frees those that are forgotten
+    ProcessList look        # the monitor's: those of its present look
     pid_t root              # the engine: all below it is the tree, orphans come to it
     int loadavg             # /proc/loadavg: tells when a process was made
     char last_pid[64]
     uint64_t ticks          # looks so far, from 1
     uint64_t shared_next    # when what is shared is to be measured again, us
+    bint shared_due         # ... at once
     int64_t copied          # Engine.copied when it was measured
+    int64_t hidden          # pages that were not counted, as they may be shared
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
-cdef void tree_deinit(Tree *tree) noexcept nogil
-cdef void tree_refresh(Tree *tree) noexcept nogil
-cdef void tree_forget_gone(Tree *tree) noexcept nogil
-cdef void tree_sample(Tree *tree) noexcept nogil
-cdef int64_t tree_pages(Tree *tree, int64_t copied) noexcept nogil
+cdef void tree_find(Tree *tree) noexcept nogil
+cdef void tree_begin_look(Tree *tree) noexcept nogil
+cdef void tree_end_look(Tree *tree) noexcept nogil
+cdef int64_t tree_sample(Tree *tree, int64_t copied) noexcept nogil
 cdef int64_t tree_pages_at_most(Tree *tree) noexcept nogil
 cdef bint tree_is_due(Tree *tree) noexcept nogil
 cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil

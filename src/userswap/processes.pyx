@@ -3,10 +3,14 @@
 
 Everything is read from /proc, so that no process is touched. A process is looked for only when one was made
 (/proc/loadavg tells the last pid); what it uses is one read of an open file.
+
+The sampler finds them and adds up what they use, and waits for nobody. What takes longer or may have to wait, as what
+they share, the monitor looks at. It has a list of its own for that, of processes that stay where they are until it has
+forgotten them.
 """
 
 from libc.stdio cimport snprintf, sscanf
-from libc.stdlib cimport free, realloc, strtol
+from libc.stdlib cimport calloc, free, realloc, strtol
 from libc.string cimport memset, strcmp, strlen, strncpy, strrchr, strstr
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.unistd cimport close
@@ -14,6 +18,9 @@ from posix.unistd cimport close
 from userswap.system cimport (
     DIR,
     closedir,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
     sys_next_task,
     sys_now_us,
     sys_open_proc,
@@ -34,25 +41,37 @@ cdef int tree_init(Tree *tree, pid_t root) noexcept nogil:
     """Returns 0 or -errno."""
     memset(tree, 0, sizeof(Tree))
     tree.root = root
+    pthread_mutex_init(&tree.lock, NULL)
     tree.loadavg = open(b"/proc/loadavg", O_RDONLY | O_CLOEXEC)
     return 0 if tree.loadavg >= 0 else -2
 
 
-cdef void tree_deinit(Tree *tree) noexcept nogil:
-    cdef uint32_t at
-    for at in range(tree.count):
-        if tree.processes[at].statm >= 0:
-            close(tree.processes[at].statm)
-    free(tree.processes)
-    close(tree.loadavg)
+cdef bint _list_add(ProcessList *processes, Process *process) noexcept nogil:
+    cdef void *grown
+    if processes.count == processes.room:
+        grown = realloc(processes.items, (2 * processes.room + 16) * sizeof(void *))
+        if grown == NULL:
+            return False
+        processes.items = <Process **>grown
+        processes.room = 2 * processes.room + 16
+    processes.items[processes.count] = process
+    processes.count += 1
+    return True
 
+
+# ---- finding: the sampler's
 
 cdef Process *_find(Tree *tree, pid_t pid) noexcept nogil:
     cdef uint32_t at
-    for at in range(tree.count):
-        if tree.processes[at].pid == pid and not tree.processes[at].gone:
-            return &tree.processes[at]
+    for at in range(tree.all.count):
+        if tree.all.items[at].pid == pid and not tree.all.items[at].gone:
+            return tree.all.items[at]
     return NULL
+
+
+cdef void _free(Process *process) noexcept nogil:
+    close(process.statm)
+    free(process)
 
 
 cdef void _read_name(Process *process) noexcept nogil:
@@ -70,28 +89,29 @@ cdef void _read_name(Process *process) noexcept nogil:
 
 cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
     """NULL when the process is gone or memory is short."""
-    cdef Process *process
-    cdef void *grown
-    cdef int statm = sys_open_proc(pid, b"statm")
-    if statm < 0:
+    cdef bint added
+    cdef Process *known = _find(tree, parent)
+    cdef Process *process = <Process *>calloc(1, sizeof(Process))
+    if process == NULL:
         return NULL
-    if tree.count == tree.room:
-        grown = realloc(tree.processes, (2 * tree.room + 16) * sizeof(Process))
-        if grown == NULL:
-            close(statm)
-            return NULL
-        tree.processes = <Process *>grown
-        tree.room = 2 * tree.room + 16
-    process = &tree.processes[tree.count]
-    tree.count += 1
-    memset(process, 0, sizeof(Process))
+    process.statm = sys_open_proc(pid, b"statm")
+    if process.statm < 0:
+        free(process)
+        return NULL
     process.pid = pid
     process.parent = parent
-    process.statm = statm
     process.found_at = sys_now_us()
-    process.shares = parent != tree.root and sys_same_memory(pid, parent) == 1
+    process.fresh = True
+    process.inherited = known.anonymous if known != NULL else 0
+    process.measured = -1
     _read_name(process)
-    return process
+    pthread_mutex_lock(&tree.lock)
+    added = _list_add(&tree.all, process)
+    pthread_mutex_unlock(&tree.lock)
+    if added:
+        return process
+    _free(process)
+    return NULL
 
 
 cdef void _walk_children(Tree *tree, pid_t parent, char *text) noexcept nogil:
@@ -135,37 +155,41 @@ cdef void _walk(Tree *tree, pid_t pid, char *text) noexcept nogil:
     closedir(tasks)
 
 
-cdef void tree_refresh(Tree *tree) noexcept nogil:
-    """Finds new processes, if any was made since the last time; those that are no more are marked `gone`."""
+cdef void _free_forgotten(Tree *tree) noexcept nogil:
+    cdef uint32_t at = 0
+    pthread_mutex_lock(&tree.lock)
+    while at < tree.all.count:
+        if tree.all.items[at].forgotten:
+            _free(tree.all.items[at])
+            tree.all.count -= 1
+            tree.all.items[at] = tree.all.items[tree.all.count]
+        else:
+            at += 1
+    pthread_mutex_unlock(&tree.lock)
+
+
+cdef void tree_find(Tree *tree) noexcept nogil:
+    """Finds new processes, if any was made since the last time."""
     cdef char text[65536]
     cdef uint32_t at
+    _free_forgotten(tree)
     sys_read_small(tree.loadavg, text, 64)
     if strrchr(text, c' ') != NULL and strcmp(strrchr(text, c' '), tree.last_pid) == 0:
         return
     if strrchr(text, c' ') != NULL:
         strncpy(tree.last_pid, strrchr(text, c' '), 63)
-    for at in range(tree.count):
-        tree.processes[at].marked = False
-    tree.shared_next = 0
+    for at in range(tree.all.count):
+        tree.all.items[at].marked = False
+    tree.shared_due = True
     _walk(tree, tree.root, text)
     at = 0
-    while at < tree.count:      # _walk appends
-        if not tree.processes[at].gone:
-            _walk(tree, tree.processes[at].pid, text)
+    while at < tree.all.count:      # _walk appends
+        if not tree.all.items[at].gone:
+            _walk(tree, tree.all.items[at].pid, text)
         at += 1
 
 
-cdef void tree_forget_gone(Tree *tree) noexcept nogil:
-    """Removes those marked `gone`; the caller has seen to their address spaces."""
-    cdef uint32_t at = 0
-    while at < tree.count:
-        if tree.processes[at].gone:
-            close(tree.processes[at].statm)
-            tree.count -= 1
-            tree.processes[at] = tree.processes[tree.count]
-        else:
-            at += 1
-
+# ---- counting: the sampler's
 
 cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil:
     """Resident anonymous pages of a process and, in *mapped, the pages of all its mappings; -1 when it is gone."""
@@ -183,44 +207,110 @@ cdef int64_t tree_pages_at_most(Tree *tree) noexcept nogil:
     """Resident anonymous pages of the tree if none were shared: there cannot be more."""
     cdef int64_t total = 0
     cdef uint32_t at
-    for at in range(tree.count):
-        if not tree.processes[at].shares:
-            total += tree.processes[at].anonymous
+    pthread_mutex_lock(&tree.lock)
+    for at in range(tree.all.count):
+        if not tree.all.items[at].shares:
+            total += tree.all.items[at].anonymous
+    pthread_mutex_unlock(&tree.lock)
     return total
 
 
-cdef int64_t tree_pages(Tree *tree, int64_t copied) noexcept nogil:
+cdef int64_t _pages(Tree *tree, int64_t copied) noexcept nogil:
     """Resident anonymous pages of the tree, each page counted once as far as is known. `copied` is how many pages
     writes after forks have taken so far: of those since the last measurement no process' own count tells."""
     cdef int64_t total = copied - tree.copied
+    cdef int64_t most = 0
     cdef uint32_t at
+    tree.hidden = 0
     cdef Process *process
-    for at in range(tree.count):
-        process = &tree.processes[at]
-        if not process.shares:
-            total += process.anonymous - process.shared     # may be negative: copies that were evicted
-    return min(total, tree_pages_at_most(tree))
+    for at in range(tree.all.count):
+        process = tree.all.items[at]
+        if process.shares:
+            continue
+        most += process.anonymous
+        total += process.anonymous - process.shared     # may be negative: copies that were evicted
+        if process.fresh:
+            tree.hidden += max(min(process.anonymous, process.inherited) - process.shared, <int64_t>0)
+    return min(total - tree.hidden, most)
 
 
-cdef void tree_sample(Tree *tree) noexcept nogil:
-    """Looks at each process. Marks what is gone."""
+cdef bint _grows(Process *process) noexcept nogil:
+    """Whether it has got more since what it shares was measured."""
+    return process.anonymous - process.measured > SHARED_WORTH
+
+
+cdef void _sample(Tree *tree, Process *process, uint64_t now) noexcept nogil:
+    """Looks at a process. Marks it when it is gone."""
+    process.anonymous = anonymous_pages(process.statm, &process.mapped)
+    if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
+        process.anonymous = 0
+        process.shared = 0
+        process.gone = True
+        tree.shared_due = True
+    elif now - process.found_at < SHARED_EVERY_US and _grows(process):
+        tree.shared_due = True      # the page tables of a fork are being copied
+
+
+cdef int64_t tree_sample(Tree *tree, int64_t copied) noexcept nogil:
+    """Looks at each process. Returns the resident anonymous pages of the tree; `copied` is as for _pages."""
     cdef uint32_t at
     cdef uint64_t now = sys_now_us()
-    cdef Process *process
-    for at in range(tree.count):
-        process = &tree.processes[at]
-        if process.shares and sys_same_memory(process.pid, process.parent) != 1:
-            process.shares = False      # its count is its own from here on, not its parent's
+    cdef int64_t pages
+    pthread_mutex_lock(&tree.lock)
+    for at in range(tree.all.count):
+        _sample(tree, tree.all.items[at], now)
+    pages = _pages(tree, copied)
+    pthread_mutex_unlock(&tree.lock)
+    return pages
+
+
+# ---- a look at them: the monitor's
+
+cdef void _inherit(Tree *tree, Process *process) noexcept nogil:
+    """It has the memory alone that was its parent's too: of that is shared what was."""
+    cdef uint32_t at
+    for at in range(tree.look.count):
+        if tree.look.items[at].pid == process.parent:
+            process.measured = tree.look.items[at].measured
+            process.sharing = tree.look.items[at].sharing
+            process.shared = process.sharing
+
+
+cdef void _settle(Tree *tree, Process *process) noexcept nogil:
+    """What has its parent's memory does not count for itself, until it runs another program. What was just found does
+    in full once its page tables are no longer being copied."""
+    if not process.known or process.shares:
+        process.shares = sys_same_memory(process.pid, process.parent) == 1
+        if process.known and not process.shares:
             _read_name(process)
-        process.anonymous = anonymous_pages(process.statm, &process.mapped)
-        if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
-            process.anonymous = 0
-            process.shared = 0
-            process.gone = True
-            tree.shared_next = 0
-            continue
-        if now - process.found_at < SHARED_EVERY_US and process.anonymous - process.measured > SHARED_WORTH:
-            tree.shared_next = 0        # the page tables of a fork are being copied
+            if process.helper:
+                _inherit(tree, process)
+        process.known = True
+    if process.measured >= 0 and not _grows(process):
+        process.fresh = False
+
+
+cdef void tree_begin_look(Tree *tree) noexcept nogil:
+    """What there is now: it stays until tree_end_look."""
+    cdef uint32_t at
+    tree.look.count = 0
+    pthread_mutex_lock(&tree.lock)
+    for at in range(tree.all.count):
+        if not tree.all.items[at].forgotten:
+            _list_add(&tree.look, tree.all.items[at])
+    pthread_mutex_unlock(&tree.lock)
+    for at in range(tree.look.count):
+        _settle(tree, tree.look.items[at])
+
+
+cdef void tree_end_look(Tree *tree) noexcept nogil:
+    """Forgets those that are gone, once their address spaces were seen to."""
+    cdef uint32_t at
+    cdef Process *process
+    for at in range(tree.look.count):
+        process = tree.look.items[at]
+        process.forgotten = process.gone and process.mm_id == 0 and not process.entering
+    tree.look.count = 0
 
 
 cdef int64_t _pages_after(const char *text, const char *name) noexcept nogil:
@@ -232,14 +322,16 @@ cdef int64_t _pages_after(const char *text, const char *name) noexcept nogil:
 cdef void _measure(Process *process) noexcept nogil:
     """What it has and, of that, what is more than its proportional part. Nothing, if it has ended meanwhile."""
     cdef char text[4096]
+    cdef int64_t anonymous, proportional
     cdef int fd = sys_open_proc(process.pid, b"smaps_rollup")
     text[0] = 0
     if fd >= 0:
         sys_read_small(fd, text, sizeof(text))
         close(fd)
-    process.anonymous = _pages_after(text, b"\nAnonymous:")
-    process.shared = max(process.anonymous - _pages_after(text, b"\nPss_Anon:"), <int64_t>0)
-    process.measured = process.anonymous
+    anonymous = _pages_after(text, b"\nAnonymous:")
+    proportional = _pages_after(text, b"\nPss_Anon:")
+    process.measured = anonymous
+    process.sharing = max(anonymous - proportional, <int64_t>0)
 
 
 cdef bint _is_worth(Process *process) noexcept nogil:
@@ -250,14 +342,24 @@ cdef uint32_t _count_worth(Tree *tree) noexcept nogil:
     """How many processes are large enough to look at for what they share."""
     cdef uint32_t at
     cdef uint32_t count = 0
-    for at in range(tree.count):
-        count += _is_worth(&tree.processes[at])
+    for at in range(tree.look.count):
+        count += _is_worth(tree.look.items[at])
     return count
 
 
 cdef bint tree_is_due(Tree *tree) noexcept nogil:
     """Whether tree_measure_shared is."""
-    return sys_now_us() >= tree.shared_next
+    return tree.shared_due or sys_now_us() >= tree.shared_next
+
+
+cdef void _take_measures(Tree *tree, int64_t copied) noexcept nogil:
+    """What was measured holds from now on, of all at once."""
+    cdef uint32_t at
+    pthread_mutex_lock(&tree.lock)
+    tree.copied = copied
+    for at in range(tree.look.count):
+        tree.look.items[at].shared = tree.look.items[at].sharing
+    pthread_mutex_unlock(&tree.lock)
 
 
 cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil:
@@ -272,14 +374,15 @@ cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept
     cdef bint any = False
     cdef bint alone = _count_worth(tree) < 2
     cdef Process *process
-    tree.copied = copied
-    for at in range(tree.count):
-        process = &tree.processes[at]
-        process.shared = 0
+    tree.shared_due = False
+    for at in range(tree.look.count):
+        process = tree.look.items[at]
+        process.sharing = 0
         if _is_worth(process) and not alone:
             _measure(process)
             # A young one may have been in the middle of its fork.
-            any = any or process.shared > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
+            any = any or process.sharing > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
+    _take_measures(tree, copied)
     tree.shared_next = now + SHARED_EVERY_US
     taken = sys_since_us(now)
     if room > 0:

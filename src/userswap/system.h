@@ -503,7 +503,7 @@ static inline void sys_name_thread(const char *name)
 	pthread_setname_np(pthread_self(), name);
 }
 
-enum { PRIORITY_TRACEE = 1, PRIORITY_FAULT, PRIORITY_MONITOR };
+enum { PRIORITY_TRACEE = 1, PRIORITY_FAULT, PRIORITY_MONITOR, PRIORITY_SAMPLER };
 
 /* Real-time priority for a thread (0: this one) that runs briefly and must run in time: on a busy CPU it would
  * wait milliseconds for its turn. Without the right to it, nothing. What it starts inherits it. */

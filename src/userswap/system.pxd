@@ -151,7 +151,7 @@ cdef extern from "system.h" nogil:
     void sys_pause()
     void sys_name_thread(const char *)
     # Real-time priorities, higher first. A thread that is traced may spin in a fault of its own until it is served.
-    const int PRIORITY_TRACEE, PRIORITY_FAULT, PRIORITY_MONITOR
+    const int PRIORITY_TRACEE, PRIORITY_FAULT, PRIORITY_MONITOR, PRIORITY_SAMPLER
     void sys_prefer(pid_t, int)
     void sys_step_back()
     uint64_t sys_robust_list(pid_t)

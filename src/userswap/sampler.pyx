@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The sampler: the thread that adds up how much memory the tree uses.
+
+Nothing tells a user-space pager that a program maps memory or touches what is not registered, so this looks: as often
+as the room that is left could be used up at the rate at which memory can be touched at most, that is a few times a
+second far below the limit, and once a millisecond near it.
+
+It only reads what is ready to be read, and takes no lock that anybody holds for long: while a process is entered, a
+fork is understood or thousands of mappings are registered, memory is touched as fast as ever, and faults get room by
+the last sample. All that may take longer is the monitor's, which is woken after each sample.
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from userswap.limit cimport limit_near, limit_near_at, room_sampled
+from userswap.processes cimport TOUCH_PAGES_A_MS, anonymous_pages, tree_find, tree_sample
+from userswap.system cimport (
+    PRIORITY_SAMPLER,
+    add_u32,
+    load_i64,
+    pthread_create,
+    pthread_join,
+    sys_futex_wake,
+    sys_name_thread,
+    sys_poll_in,
+    sys_prefer,
+)
+
+cdef enum:
+    INTERVAL_MAX_US = 250000
+    INTERVAL_MIN_US = 1000
+    OWN_EVERY = 16              # samples of the engine's own memory, far below the limit
+
+
+cdef int64_t _own_pages(Engine *engine) noexcept nogil:
+    """The engine's own memory and the front process'."""
+    cdef uint64_t mapped
+    cdef int64_t own = anonymous_pages(engine.own_statm, &mapped)
+    cdef int64_t front = anonymous_pages(engine.front_statm, &mapped)
+    return max(own, <int64_t>0) + max(front, <int64_t>0)
+
+
+cdef void _sample(Engine *engine) noexcept nogil:
+    cdef int64_t granted = load_i64(&engine.granted)
+    cdef int64_t copied = load_i64(&engine.copied)
+    if limit_near(engine) or engine.samples % OWN_EVERY == 0:
+        engine.own_pages = _own_pages(engine)
+    tree_find(&engine.tree)
+    room_sampled(engine, tree_sample(&engine.tree, copied) + engine.own_pages, granted)
+    add_u32(&engine.samples, 1)
+    sys_futex_wake(&engine.samples)
+
+
+cdef uint64_t _interval_us(Engine *engine) noexcept nogil:
+    cdef int64_t room = limit_near_at(engine) - load_i64(&engine.resident) - engine.tree.hidden
+    return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS, <int64_t>INTERVAL_MIN_US), <int64_t>INTERVAL_MAX_US)
+
+
+cdef void *_sampler_main(void *argument) noexcept nogil:
+    cdef Engine *engine = <Engine *>argument
+    sys_name_thread(b"sampler")
+    sys_prefer(0, PRIORITY_SAMPLER)
+    while not engine.stopping:
+        _sample(engine)
+        sys_poll_in(engine.stop_event, _interval_us(engine))
+    return NULL
+
+
+cdef int sampler_start(Engine *engine) noexcept nogil:
+    """Returns 0 or -EAGAIN (as -11); sampler_stop cleans up in both cases."""
+    engine.sampler_runs = pthread_create(&engine.sampler, NULL, _sampler_main, engine) == 0
+    return 0 if engine.sampler_runs else -11
+
+
+cdef void sampler_stop(Engine *engine) noexcept nogil:
+    """engine.stopping is set and stop_event has been signalled."""
+    if engine.sampler_runs:
+        pthread_join(engine.sampler, NULL)
