@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The limit is hard: a program that fills memory faster than any disk waits, it does not overshoot."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,31 @@ def test_fast_fill_stays_under_the_limit(userswap: Runner, programs: Programs, t
     assert run.sampled.peak_bytes <= RAM * TOLERANCE, run.describe()
     # And the limit is used: a program that was held far below it would be swapped for nothing.
     assert run.sampled.peak_bytes >= RAM * 0.7, run.describe()
+
+
+# Programs with memory of their own that have another one fill memory, and wait for it or do not.
+LARGE_PARENT = """
+import subprocess, sys
+ballast = b"x" * (int(sys.argv[1]) << 20)
+sys.exit(subprocess.call(sys.argv[2:]))
+"""
+PARENT_THAT_ENDS = LARGE_PARENT.replace(
+    "sys.exit(subprocess.call(sys.argv[2:]))", "subprocess.Popen(sys.argv[2:])"
+)
+
+
+@pytest.mark.parametrize(("parent", "ballast"), [(LARGE_PARENT, 48), (PARENT_THAT_ENDS, 24)])
+def test_a_child_counts_for_itself_while_it_grows(
+    userswap: Runner, programs: Programs, parent: str, ballast: int
+) -> None:
+    """It may share with its parent as much as that has, until it is known that it does not."""
+    # `cat` waits for whoever holds its end of the pipe.
+    command = ["sh", "-c", '"$@" | cat', "sh", sys.executable, "-c", parent, str(ballast)]
+    run = userswap([*command, programs("fill_fast"), "512", "1"], RAM)
+    assert run.number("filled") == 512 * MIB
+    assert run.sampled.peak_bytes <= RAM * TOLERANCE, run.describe()
+    # What is counted is what is seen from outside.
+    assert run.stats["peak_resident_bytes"] == pytest.approx(run.sampled.peak_bytes, rel=0.1), run.describe()
 
 
 def test_an_area_that_is_just_large_enough(userswap: Runner, programs: Programs, tmp_path: Path) -> None:

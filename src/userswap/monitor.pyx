@@ -45,7 +45,6 @@ from userswap.processes cimport (
     tree_end_look,
     tree_is_due,
     tree_measure_shared,
-    tree_pages_at_most,
 )
 
 cdef enum:
@@ -136,8 +135,7 @@ cdef void _look_for_ksm(Engine *engine) noexcept nogil:
 
 cdef void _measure_shared(Engine *engine, int64_t copied) noexcept nogil:
     """Where it may matter: if memory would be short, were nothing shared."""
-    cdef int64_t own = engine.own_pages
-    if tree_is_due(&engine.tree) and limit_is_near(engine, tree_pages_at_most(&engine.tree) + own):
+    if tree_is_due(&engine.tree) and limit_is_near(engine, engine.tree.most + engine.own_pages):
         tree_measure_shared(&engine.tree, copied, limit_near_at(engine) - load_i64(&engine.resident))
 
 

@@ -23,7 +23,7 @@ cdef struct Process:
     bint shares             # it has its parent's address space (vfork, or a helper): not counted
     bint helper             # it is one of ours
     bint known              # the monitor has seen it
-    bint fresh              # just found: nobody knows yet what it shares, as much as it can is not counted
+    bint fresh              # not yet there at a measurement: as much as it may share is not counted
     int64_t inherited       # ... which is what its parent had then
     bint marked             # found by the current walk
     bint gone
@@ -51,14 +51,14 @@ cdef struct Tree:
     uint64_t shared_next    # when what is shared is to be measured again, us
     bint shared_due         # ... at once
     int64_t copied          # Engine.copied when it was measured
-    int64_t hidden          # pages that were not counted, as they may be shared
+    int64_t hidden          # pages that were not counted in the last sample, as they may be shared
+    int64_t most            # what it would have been if nothing were shared: there cannot be more
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
 cdef void tree_find(Tree *tree) noexcept nogil
 cdef void tree_begin_look(Tree *tree) noexcept nogil
 cdef void tree_end_look(Tree *tree) noexcept nogil
 cdef int64_t tree_sample(Tree *tree, int64_t copied) noexcept nogil
-cdef int64_t tree_pages_at_most(Tree *tree) noexcept nogil
 cdef bint tree_is_due(Tree *tree) noexcept nogil
 cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil
 cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil

@@ -103,7 +103,7 @@ cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
     process.found_at = sys_now_us()
     process.fresh = True
     process.inherited = known.anonymous if known != NULL else 0
-    process.measured = -1
+    process.anonymous = anonymous_pages(process.statm, &process.mapped)
     _read_name(process)
     pthread_mutex_lock(&tree.lock)
     added = _list_add(&tree.all, process)
@@ -203,40 +203,23 @@ cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil:
     return <int64_t>resident - <int64_t>shared
 
 
-cdef int64_t tree_pages_at_most(Tree *tree) noexcept nogil:
-    """Resident anonymous pages of the tree if none were shared: there cannot be more."""
-    cdef int64_t total = 0
-    cdef uint32_t at
-    pthread_mutex_lock(&tree.lock)
-    for at in range(tree.all.count):
-        if not tree.all.items[at].shares:
-            total += tree.all.items[at].anonymous
-    pthread_mutex_unlock(&tree.lock)
-    return total
-
-
 cdef int64_t _pages(Tree *tree, int64_t copied) noexcept nogil:
     """Resident anonymous pages of the tree, each page counted once as far as is known. `copied` is how many pages
     writes after forks have taken so far: of those since the last measurement no process' own count tells."""
     cdef int64_t total = copied - tree.copied
-    cdef int64_t most = 0
     cdef uint32_t at
-    tree.hidden = 0
     cdef Process *process
+    tree.hidden = 0
+    tree.most = 0
     for at in range(tree.all.count):
         process = tree.all.items[at]
         if process.shares:
             continue
-        most += process.anonymous
+        tree.most += process.anonymous
         total += process.anonymous - process.shared     # may be negative: copies that were evicted
         if process.fresh:
             tree.hidden += max(min(process.anonymous, process.inherited) - process.shared, <int64_t>0)
-    return min(total - tree.hidden, most)
-
-
-cdef bint _grows(Process *process) noexcept nogil:
-    """Whether it has got more since what it shares was measured."""
-    return process.anonymous - process.measured > SHARED_WORTH
+    return min(total - tree.hidden, tree.most)
 
 
 cdef void _sample(Tree *tree, Process *process, uint64_t now) noexcept nogil:
@@ -247,7 +230,7 @@ cdef void _sample(Tree *tree, Process *process, uint64_t now) noexcept nogil:
         process.shared = 0
         process.gone = True
         tree.shared_due = True
-    elif now - process.found_at < SHARED_EVERY_US and _grows(process):
+    elif now - process.found_at < SHARED_EVERY_US and process.anonymous - process.measured > SHARED_WORTH:
         tree.shared_due = True      # the page tables of a fork are being copied
 
 
@@ -277,8 +260,7 @@ cdef void _inherit(Tree *tree, Process *process) noexcept nogil:
 
 
 cdef void _settle(Tree *tree, Process *process) noexcept nogil:
-    """What has its parent's memory does not count for itself, until it runs another program. What was just found does
-    in full once its page tables are no longer being copied."""
+    """What has its parent's memory does not count for itself, until it runs another program."""
     if not process.known or process.shares:
         process.shares = sys_same_memory(process.pid, process.parent) == 1
         if process.known and not process.shares:
@@ -286,8 +268,6 @@ cdef void _settle(Tree *tree, Process *process) noexcept nogil:
             if process.helper:
                 _inherit(tree, process)
         process.known = True
-    if process.measured >= 0 and not _grows(process):
-        process.fresh = False
 
 
 cdef void tree_begin_look(Tree *tree) noexcept nogil:
@@ -353,12 +333,13 @@ cdef bint tree_is_due(Tree *tree) noexcept nogil:
 
 
 cdef void _take_measures(Tree *tree, int64_t copied) noexcept nogil:
-    """What was measured holds from now on, of all at once."""
+    """What was measured holds from now on, of all at once; what was too small to be measured counts in full."""
     cdef uint32_t at
     pthread_mutex_lock(&tree.lock)
     tree.copied = copied
     for at in range(tree.look.count):
         tree.look.items[at].shared = tree.look.items[at].sharing
+        tree.look.items[at].fresh = False
     pthread_mutex_unlock(&tree.lock)
 
 
