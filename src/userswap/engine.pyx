@@ -9,10 +9,10 @@ from libc.string cimport memset
 from posix.unistd cimport getpid
 
 from userswap.check cimport check_ended
+from userswap.enter cimport enter_start, enter_stop
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
-from userswap.enter cimport enter_start, enter_stop
 from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, BUFFERS_PACKING, MAX_AREAS, Log, log_init
 from userswap.mm cimport (
     ENTRIES_FOR_EVER,

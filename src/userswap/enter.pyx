@@ -27,6 +27,8 @@ from userswap.system cimport (
     EINVAL,
     ENOMEM,
     ESRCH,
+    FOR_EVER_US,
+    PRIORITY_MONITOR,
     UFFD_FEATURE_EVENT_FORK,
     UFFD_FEATURE_EVENT_REMAP,
     UFFD_FEATURE_EVENT_REMOVE,
@@ -34,16 +36,14 @@ from userswap.system cimport (
     UFFD_FEATURE_MOVE,
     UFFD_FEATURE_PAGEFAULT_FLAG_WP,
     UFFD_FEATURE_THREAD_ID,
-    PRIORITY_MONITOR,
     add_i64,
-    add_u32,
     load_u32,
     pthread_create,
     pthread_join,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_futex_advance,
     sys_futex_wait,
-    sys_futex_wake,
     sys_name_thread,
     sys_open_proc,
     sys_prefer,
@@ -58,7 +58,6 @@ cdef enum:
     ENTER_PAGES = 512           # smaller processes are not worth a helper
     ENTER_TRIES = 50
     VERIFY_TRIES = 200
-    WAIT_US = 3600000000
 
 cdef uint64_t FEATURES = (
     UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP
@@ -209,7 +208,7 @@ cdef void *_enter_main(void *argument) noexcept nogil:
     while not engine.stopping:
         seen = load_u32(&entry.asked)
         if entry.pid == 0 or entry.done:
-            sys_futex_wait(&entry.asked, seen, WAIT_US)
+            sys_futex_wait(&entry.asked, seen, FOR_EVER_US)
             continue
         if engine.counters.processes_attached == 0:
             log_populate(&engine.log)
@@ -268,8 +267,7 @@ cdef void enter_next(Engine *engine, bint wanted) noexcept nogil:
     entry.mm_id = 0
     entry.done = False
     entry.pid = best.pid
-    add_u32(&entry.asked, 1)
-    sys_futex_wake(&entry.asked)
+    sys_futex_advance(&entry.asked)
 
 
 cdef int enter_start(Engine *engine) noexcept nogil:
@@ -280,7 +278,6 @@ cdef int enter_start(Engine *engine) noexcept nogil:
 
 cdef void enter_stop(Engine *engine) noexcept nogil:
     """engine.stopping is set."""
-    add_u32(&engine.entry.asked, 1)
-    sys_futex_wake(&engine.entry.asked)
+    sys_futex_advance(&engine.entry.asked)
     if engine.enterer_runs:
         pthread_join(engine.enterer, NULL)

@@ -33,21 +33,21 @@ from userswap.codec cimport codec_available
 from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
 from userswap.limit cimport room_give, room_take
-from userswap.log cimport OPEN_PLAIN, log_commit, log_reserve
+from userswap.log cimport OPEN_PLAIN, log_changed, log_commit, log_reserve
 from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_next, mm_put
 from userswap.space cimport NO_FILL_CODE, space_fill_code, space_free, space_set, space_word
 from userswap.system cimport (
     EAGAIN,
+    FOR_EVER_US,
     add_i64,
-    add_u32,
     load_i64,
     load_u32,
     pthread_create,
     pthread_join,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_futex_advance,
     sys_futex_wait,
-    sys_futex_wake,
     sys_name_thread,
     sys_process_dead,
     sys_read_process,
@@ -255,8 +255,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
             _store_run(evictor, mm, &batch.runs[at])
     if batch.moved > 0:
         mm.staging_used += <uint64_t>batch.pages << PAGE_SHIFT
-        add_u32(&engine.evict_done, 1)
-        sys_futex_wake(&engine.evict_done)
+        sys_futex_advance(&engine.evict_done)
     if batch.refused_count > 0 and not mm.helper_failed:
         _drop(engine, mm)
         _unshare(engine, mm, batch)
@@ -312,7 +311,7 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
     while not engine.stopping:
         seen = load_u32(&engine.evict_wanted)
         if not _wanted(engine):
-            sys_futex_wait(&engine.evict_wanted, seen, 3600000000)
+            sys_futex_wait(&engine.evict_wanted, seen, FOR_EVER_US)
             continue
         # A round that gives nothing has lowered ages: some more may give. After that the rest is the monitor's.
         barren = 0 if _evict_round(&evictor) else barren + 1
@@ -338,15 +337,12 @@ cdef int evict_start(Engine *engine) noexcept nogil:
 
 cdef void evict_stop(Engine *engine) noexcept nogil:
     """engine.stopping is set."""
-    add_u32(&engine.evict_wanted, 1)
-    sys_futex_wake(&engine.evict_wanted)
-    add_u32(&engine.log.changed, 1)
-    sys_futex_wake(&engine.log.changed)
+    sys_futex_advance(&engine.evict_wanted)
+    log_changed(&engine.log)
     pthread_mutex_lock(&engine.log.lock)
     engine.log.stopping = True
     pthread_mutex_unlock(&engine.log.lock)
-    add_u32(&engine.log.fetch_wanted, 1)
-    sys_futex_wake(&engine.log.fetch_wanted)
+    sys_futex_advance(&engine.log.fetch_wanted)
     if engine.fetcher_runs:
         pthread_join(engine.fetcher, NULL)
     if engine.packer_runs:
@@ -354,7 +350,6 @@ cdef void evict_stop(Engine *engine) noexcept nogil:
     if engine.evictor_runs:
         pthread_join(engine.evictor, NULL)
     engine.evictor_over = True
-    add_u32(&engine.log.changed, 1)
-    sys_futex_wake(&engine.log.changed)
+    log_changed(&engine.log)
     if engine.writer_runs:
         pthread_join(engine.writer, NULL)

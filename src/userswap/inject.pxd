@@ -73,4 +73,6 @@ cdef int helper_call(Helper *helper) noexcept nogil
 
 # Kill the helper, wait until it is dead, and let go of all that is in `helper` but its uffd.
 cdef void helper_end(Helper *helper) noexcept nogil
+
+# The same without waiting.
 cdef void helper_dismiss(Helper *helper) noexcept nogil

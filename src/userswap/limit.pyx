@@ -17,11 +17,10 @@ from userswap.log cimport log_is_writing
 from userswap.mm cimport engine_stop
 from userswap.system cimport (
     add_i64,
-    add_u32,
     load_i64,
     load_u32,
     store_i64,
-    sys_futex_wake,
+    sys_futex_advance,
     sys_now_us,
     sys_signal_eventfd,
     sys_since_us,
@@ -97,8 +96,7 @@ cdef void room_take(Engine *engine, int64_t pages) noexcept nogil:
     cdef int64_t resident = add_i64(&engine.resident, pages)
     add_i64(&engine.granted, pages)
     if resident > engine.low:
-        add_u32(&engine.evict_wanted, 1)
-        sys_futex_wake(&engine.evict_wanted)
+        sys_futex_advance(&engine.evict_wanted)
 
 
 cdef bint _anyone_waits(Engine *engine) noexcept nogil:
@@ -115,8 +113,7 @@ cdef void room_give(Engine *engine, int64_t pages) noexcept nogil:
 cdef void room_awaited(Engine *engine) noexcept nogil:
     """A fault has just been put among those that wait for room."""
     add_i64(&engine.counters.limit_waits, 1)
-    add_u32(&engine.evict_wanted, 1)
-    sys_futex_wake(&engine.evict_wanted)
+    sys_futex_advance(&engine.evict_wanted)
     if room_left(engine) > 0:       # it came between the look and the wait
         sys_signal_eventfd(engine.room_event)
 
@@ -141,7 +138,6 @@ cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted) noexcept 
         engine.resident_peak = pages
     _learn_surge(engine, pages)
     if now > engine.low:
-        add_u32(&engine.evict_wanted, 1)
-        sys_futex_wake(&engine.evict_wanted)
+        sys_futex_advance(&engine.evict_wanted)
     if now < engine.high and _anyone_waits(engine):
         sys_signal_eventfd(engine.room_event)

@@ -21,14 +21,13 @@ from userswap.system cimport (
     ECANCELED,
     ENOMEM,
     ENOSPC,
-    add_u32,
     load_u32,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_futex_advance,
     sys_futex_wait,
-    sys_futex_wake,
     sys_populate,
     sys_release,
     sys_reserve,
@@ -103,8 +102,7 @@ cdef void log_deinit(Log *log) noexcept nogil:
 
 
 cdef void log_changed(Log *log) noexcept nogil:
-    add_u32(&log.changed, 1)
-    sys_futex_wake(&log.changed)
+    sys_futex_advance(&log.changed)
 
 
 # ---- lists of blocks, with Log.lock held
@@ -523,8 +521,7 @@ cdef void log_fetch(Log *log, uint32_t block) noexcept nogil:
         added = True
     pthread_mutex_unlock(&log.lock)
     if added:
-        add_u32(&log.fetch_wanted, 1)
-        sys_futex_wake(&log.fetch_wanted)
+        sys_futex_advance(&log.fetch_wanted)
 
 
 cdef uint8_t *_fetch_begin(Log *log, uint32_t *at) noexcept nogil:

@@ -18,16 +18,16 @@ from userswap.mappings cimport mappings_promote, mappings_protect, mappings_regi
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
 from userswap.spare cimport spare_look
 from userswap.system cimport (
+    FOR_EVER_US,
     PRIORITY_MONITOR,
-    add_u32,
     load_i64,
     load_u32,
     pthread_create,
     pthread_join,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_futex_advance,
     sys_futex_wait,
-    sys_futex_wake,
     sys_name_thread,
     sys_now_us,
     sys_poll_in,
@@ -51,7 +51,6 @@ cdef enum:
     CHECK_EVERY = 16
     TIER_EVERY = 16
     PAUSE_US = 1000             # others must run, too
-    WAIT_US = 3600000000
     KSM_EVERY_US = 1000000
     RESCAN_US = 20000           # mappings are looked at at least so often where memory is short
 
@@ -170,7 +169,7 @@ cdef void *_monitor_main(void *argument) noexcept nogil:
         seen = load_u32(&engine.samples)
         _look(engine)
         sys_poll_in(engine.stop_event, PAUSE_US)
-        sys_futex_wait(&engine.samples, seen, WAIT_US)
+        sys_futex_wait(&engine.samples, seen, FOR_EVER_US)
     return NULL
 
 
@@ -182,7 +181,6 @@ cdef int monitor_start(Engine *engine) noexcept nogil:
 
 cdef void monitor_stop(Engine *engine) noexcept nogil:
     """engine.stopping is set; the sampler has ended."""
-    add_u32(&engine.samples, 1)
-    sys_futex_wake(&engine.samples)
+    sys_futex_advance(&engine.samples)
     if engine.monitor_runs:
         pthread_join(engine.monitor, NULL)

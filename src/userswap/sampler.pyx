@@ -16,11 +16,10 @@ from userswap.limit cimport limit_near, limit_near_at, room_sampled
 from userswap.processes cimport TOUCH_PAGES_A_MS, anonymous_pages, tree_find, tree_sample
 from userswap.system cimport (
     PRIORITY_SAMPLER,
-    add_u32,
     load_i64,
     pthread_create,
     pthread_join,
-    sys_futex_wake,
+    sys_futex_advance,
     sys_name_thread,
     sys_poll_in,
     sys_prefer,
@@ -47,8 +46,7 @@ cdef void _sample(Engine *engine) noexcept nogil:
         engine.own_pages = _own_pages(engine)
     tree_find(&engine.tree)
     room_sampled(engine, tree_sample(&engine.tree, copied) + engine.own_pages, granted)
-    add_u32(&engine.samples, 1)
-    sys_futex_wake(&engine.samples)
+    sys_futex_advance(&engine.samples)
 
 
 cdef uint64_t _interval_us(Engine *engine) noexcept nogil:

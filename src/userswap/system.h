@@ -63,6 +63,8 @@ static inline void sys_sleep_us(uint64_t us)
 	nanosleep(&span, NULL);
 }
 
+#define FOR_EVER_US 3600000000ull /* an hour: whoever waits looks again */
+
 /* Waits while *word == value, at the longest `us` microseconds. */
 static inline void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
 {
@@ -71,8 +73,10 @@ static inline void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
 	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &span, NULL, 0);
 }
 
-static inline void sys_futex_wake(uint32_t *word)
+/* Counts *word up and wakes all who wait for that. */
+static inline void sys_futex_advance(uint32_t *word)
 {
+	__atomic_add_fetch(word, 1, __ATOMIC_ACQ_REL);
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0);
 }
 

@@ -104,7 +104,8 @@ cdef extern from "system.h" nogil:
     uint64_t sys_since_us(uint64_t then)
     void sys_sleep_us(uint64_t)
     void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
-    void sys_futex_wake(uint32_t *word)
+    void sys_futex_advance(uint32_t *word)
+    const uint64_t FOR_EVER_US
     void *sys_reserve(size_t)
     void sys_populate(void *at, size_t bytes)
     void sys_release(void *, size_t)

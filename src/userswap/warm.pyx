@@ -12,13 +12,14 @@ from libc.stdint cimport uint64_t
 
 from userswap.mm cimport WARMERS_MAX
 from userswap.system cimport (
+    FOR_EVER_US,
     add_u32,
     load_u32,
     pthread_create,
     pthread_join,
     sys_cpu_to_spare,
+    sys_futex_advance,
     sys_futex_wait,
-    sys_futex_wake,
     sys_humble,
     sys_name_thread,
     sys_now_us,
@@ -41,8 +42,7 @@ cdef void warm_keep(Worker *worker) noexcept nogil:
         return
     engine.warm_until = now + WARM_US
     if cold:
-        add_u32(&engine.warm, 1)
-        sys_futex_wake(&engine.warm)
+        sys_futex_advance(&engine.warm)
 
 
 cdef void *_warm_main(void *argument) noexcept nogil:
@@ -56,7 +56,7 @@ cdef void *_warm_main(void *argument) noexcept nogil:
     while not engine.stopping:
         seen = load_u32(&engine.warm)
         if engine.warm_until < sys_now_us():
-            sys_futex_wait(&engine.warm, seen, 3600000000)
+            sys_futex_wait(&engine.warm, seen, FOR_EVER_US)
         add_u32(&engine.spinning, 1)
         while sys_now_us() < engine.warm_until:
             for _turn in range(16):
@@ -84,8 +84,7 @@ cdef int warm_start(Engine *engine) noexcept nogil:
 cdef void warm_stop(Engine *engine) noexcept nogil:
     """engine.stopping is set."""
     cdef int at
-    add_u32(&engine.warm, 1)
-    sys_futex_wake(&engine.warm)
+    sys_futex_advance(&engine.warm)
     for at in range(engine.warmer_count):
         pthread_join(engine.warmers[at].thread, NULL)
     engine.warmer_count = 0

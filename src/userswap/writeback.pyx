@@ -13,6 +13,7 @@ from userswap.system cimport (
     EAGAIN,
     ECANCELED,
     ENOSPC,
+    FOR_EVER_US,
     add_i64,
     load_u32,
     pthread_mutex_lock,
@@ -108,7 +109,7 @@ cdef void *fetch_main(void *argument) noexcept nogil:
         if log_fetch_next(&engine.log):
             tier_fetched(engine, sys_now_us() - begun)
         else:
-            sys_futex_wait(&engine.log.fetch_wanted, seen, 3600000000)
+            sys_futex_wait(&engine.log.fetch_wanted, seen, FOR_EVER_US)
     return NULL
 
 
@@ -128,7 +129,7 @@ cdef void *pack_main(void *argument) noexcept nogil:
         if result < 0:
             sys_sleep_us(10000)
         elif result == 0 and not slots_discard_next(&engine.log):
-            sys_futex_wait(&engine.log.changed, seen, 3600000000)
+            sys_futex_wait(&engine.log.changed, seen, FOR_EVER_US)
     return NULL
 
 
@@ -143,5 +144,5 @@ cdef void *writeback_main(void *argument) noexcept nogil:
         if result < 0:
             sys_sleep_us(10000)
         elif result == 0:
-            sys_futex_wait(&engine.log.changed, seen, 3600000000)
+            sys_futex_wait(&engine.log.changed, seen, FOR_EVER_US)
     return NULL
