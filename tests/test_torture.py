@@ -5,6 +5,8 @@ import json
 import os
 import re
 import subprocess
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -71,29 +73,40 @@ def test_it_notices_one_wrong_word(native: Runner, programs: Programs, word: byt
     with native.start([programs("torture"), "30", "64", "2", "1", "1"]) as live:
         wait_until(lambda: len(tree_of(live.pid)) > 1, 10, "it has started its process")
         worker = min(tree_of(live.pid) - {live.pid})  # later ones may be children that it makes
+        # Before it works it overwrites what it has inherited, unread, and there is nothing else to damage.
+        wait_until(lambda: resident(worker) > 24 * MIB, 20, "it has written to its memory")
         wait_until(lambda: damage(worker, word) > 0 or live.process.poll() is not None, 20, "a page is there")
         run = live.finish(60)
     assert run.returncode != 0
     assert b"WRONG BYTES" in run.stderr, run.describe()
 
 
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
 def damage(pid: int, word: bytes) -> int:
-    """Overwrite a word in every 16th page of large private mappings; the number of words that were others."""
+    """Overwrite a word in every 16th page of large private mappings; the number of words that were others.
+    What is unmapped meanwhile is left out."""
     count = 0
-    try:
+    with suppress(OSError):
         mappings = Path(f"/proc/{pid}/maps").read_text().splitlines()
         with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
             for line in mappings:
                 found = re.match(r"(\w+)-(\w+) rw-p 00000000 00:00 0 *$", line)
                 if found and int(found[2], 16) - int(found[1], 16) >= 4 * MIB:
                     for address in range(int(found[1], 16), int(found[2], 16), 16 * 4096):
-                        memory.seek(address + 1024)
-                        differs = memory.read(len(word)) != word
-                        memory.seek(address + 1024)
-                        count += differs and memory.write(word) == len(word)
-    except (FileNotFoundError, ProcessLookupError, OSError):
-        return count
+                        with suppress(OSError):
+                            count += overwrite(memory, address + 1024, word)
     return count
+
+
+def overwrite(memory: FileIO, address: int, word: bytes) -> bool:
+    """Whether another word was there."""
+    memory.seek(address)
+    differs = memory.read(len(word)) != word
+    memory.seek(address)
+    return memory.write(word) == len(word) and differs
 
 
 def test_usage_is_refused(programs: Programs) -> None:
