@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the tests and the demo use of Debian, as "command:package".
 TEST_NEEDS := redis-server:redis-server stress-ng:stress-ng musl-gcc:musl-tools go:golang-go sqlite3:sqlite3 \
-	losetup:mount mkswap:util-linux setpriv:util-linux
+	losetup:mount mkswap:util-linux setpriv:util-linux qemu-system-x86_64:qemu-system-x86
+# And what is no command, as "file:package": any kernel of Debian's will do.
+TEST_FILES := /boot/vmlinuz-*:linux-image-cloud-amd64
 SOURCES := meson.build $(filter-out %.so %__pycache__,$(wildcard src/userswap/*))
 
 .PHONY: demo test lint bench torture install clean check-build check-tests system-packages
@@ -55,6 +57,8 @@ check-build:
 check-tests: check-build
 	@missing=""; for need in $(TEST_NEEDS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v $${need%%:*} >/dev/null || missing="$$missing $${need##*:}"; done; \
+	for need in $(TEST_FILES); do \
+		ls $${need%%:*} >/dev/null 2>&1 || missing="$$missing $${need##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "the tests need these packages: apt-get install$$missing (or, as root: make system-packages)"; exit 1; fi
 
@@ -62,7 +66,7 @@ check-tests: check-build
 system-packages:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		$(sort $(foreach need,$(TEST_NEEDS),$(lastword $(subst :, ,$(need)))))
+		$(sort $(foreach need,$(TEST_NEEDS) $(TEST_FILES),$(lastword $(subst :, ,$(need)))))
 
 clean:
 	rm -rf build $(VENV) dist

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Programs, Runner, privileged
+from support import Programs, Runner, Verbs, privileged
 
 
 def pytest_configure() -> None:
@@ -51,3 +51,8 @@ def userswap(capable: Callable[[], None], programs: Programs, tmp_path: Path) ->
     """Runs programs under userswap."""
     capable()
     return Runner(programs, tmp_path)
+
+
+@pytest.fixture
+def verbs(tmp_path: Path) -> Verbs:
+    return Verbs(tmp_path)

@@ -19,7 +19,12 @@ class EngineError(Exception):
 
 class Engine:
     def __init__(
-        self, ram_limit_bytes: int, areas: Sequence[tuple[int, int]], front_pid: int, may_spin: bool
+        self,
+        ram_limit_bytes: int,
+        areas: Sequence[tuple[int, int, bool, int]],
+        front_pid: int,
+        may_spin: bool,
+        entry_bits: int = 64,
     ) -> None:
         self._mode = os.environ.get("USERSWAP_STANDIN", "")
         self._trigger = os.environ.get("USERSWAP_TRIGGER", "")
@@ -30,7 +35,7 @@ class Engine:
         if self._mode == "refuse":
             raise EngineError(f"--ram {ram_limit_bytes} is too small: 8 MiB is the least")
         assert os.getppid() == front_pid
-        assert all(size % (2 << 20) == 0 and os.fstat(fd) for fd, size in areas)
+        assert all(size % (2 << 20) == 0 and os.fstat(fd) for fd, size, _, _ in areas)
 
     def watch(self, root_pid: int) -> None:
         os.kill(root_pid, 0)

@@ -154,6 +154,13 @@ def is_alive(pid: int, started: int) -> bool:
     return stat is not None and stat[2] == started and stat[3] != "Z"
 
 
+def send(process: "subprocess.Popen[bytes]", line: bytes = b"\n") -> None:
+    """A line to a program that waits for one on its standard input."""
+    assert process.stdin
+    process.stdin.write(line)
+    process.stdin.flush()
+
+
 # ---- the sampler
 
 
@@ -330,6 +337,8 @@ class Live:
                 f"{self.command}: no end after {timeout} s\n{state}\n{self._tails()}"
             ) from None
         seconds = time.monotonic() - self._started
+        if self.process.stdin:
+            self.process.stdin.close()
         sampled = self._sampler.stop()
         left = self._processes_left(sampled)
         if left:
@@ -437,3 +446,61 @@ class Runner:
         assert swapped.stats["pages_evicted"] * 4096 > native.sampled.peak_bytes // 2, swapped.describe()
         assert swapped.stats["pages_in"] > 0, swapped.describe()
         return native, swapped
+
+
+# ---- verbs that talk to a running engine
+
+
+class Verbs:
+    """The command line, with sockets in a folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runtime = folder / "runtime"
+        self.runtime.mkdir(mode=0o700)
+        self.env = {"XDG_RUNTIME_DIR": str(self.runtime)}
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "userswap", *words]
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *words: str, status: int = 0) -> str:
+        """Its standard output, or its standard error where it has to fail."""
+        process = self.start(*words)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == status, (out, err)
+        return err if status else out
+
+    def engine(self) -> dict[str, Any]:
+        engines = json.loads(self("status", "--json"))["engines"]
+        assert len(engines) == 1, engines
+        engine: dict[str, Any] = engines[0]
+        return engine
+
+    def settled(self) -> dict[str, Any]:
+        """The counts once nothing is being evicted or written any more."""
+        seen = [self.engine()]
+
+        def still() -> bool:
+            seen.append(self.engine())
+            return all(seen[-1][name] == seen[-2][name] for name in ("pages_evicted", "store_writes"))
+
+        wait_until(still, 30, "nothing is evicted or written any more")
+        return seen[-1]
+
+    def areas(self) -> dict[str, dict[str, Any]]:
+        return {area["path"].rpartition("/")[2]: area for area in self.engine()["areas"]}
+
+    def sockets(self) -> list[Path]:
+        return list(self.runtime.glob("userswap/*"))
+
+
+def rise(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> int:
+    """By how much a count rose from one look at an engine to another."""
+    change: int = after[name] - before[name]
+    return change

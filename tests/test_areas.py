@@ -190,6 +190,20 @@ def test_refusal_removes_only_new_files(disk: Path) -> None:
     assert sorted(path.name for path in disk.iterdir()) == ["old"]
 
 
+def test_policy(disk: Path, opened: Opened) -> None:
+    named = disk / "swap:free"
+    named.mkdir()
+    specs = [f"{disk}:64M", f"{disk}:64M:free", f"{disk}:64M:keep", f"{disk}/file:64M:free", f"{named}:64M"]
+    got = [(area.path, area.size_bytes, area.frees) for area in opened(*specs)]
+    frees = [False, True, False, True, False]
+    paths = [f"{disk}", f"{disk}", f"{disk}", f"{disk}/file", f"{named}"]
+    assert got == [(path, 64 * MIB, free) for path, free in zip(paths, frees, strict=True)]
+    (area,) = opened(f"{disk}:free")
+    assert (area.path, area.frees) == (str(disk), True)
+    assert "64X" in refusal(f"{disk}:64X:free")
+    assert "perhaps" in refusal(f"{disk}:64M:perhaps")
+
+
 def test_path_with_colons(disk: Path, opened: Opened) -> None:
     directory = disk / "a:b"
     directory.mkdir()

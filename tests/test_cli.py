@@ -28,6 +28,7 @@ def userswap(*words: str) -> subprocess.CompletedProcess[str]:
         (["run", "-q", "sh", "-c", "x", "--", "y"], ["run", "-q"], ["sh", "-c", "x", "--", "y"]),
         (["run", "--", "--", "x"], ["run"], ["--", "x"]),
         (["run", "--ram=1G", "ls"], ["run", "--ram=1G"], ["ls"]),
+        (["run", "--entry-bits", "32", "ls"], ["run", "--entry-bits", "32"], ["ls"]),
         (["run", "--swap", "--", "ls"], ["run", "--swap", "--"], ["ls"]),
         (["run", "--help"], ["run", "--help"], []),
         (["run"], ["run"], []),
@@ -58,6 +59,8 @@ def test_options_reach_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "--stats",
         "f",
         "--quiet",
+        "--entry-bits",
+        "32",
         "--",
         "ls",
         "-l",
@@ -67,6 +70,7 @@ def test_options_reach_run(monkeypatch: pytest.MonkeyPatch) -> None:
     full, bare = seen
     assert (full.ram, full.swap, full.stats, full.quiet) == ("1G", ["/a", "/b:2G"], "f", True)
     assert full.command == ["ls", "-l"]
+    assert (full.entry_bits, bare.entry_bits) == (32, 64)
     assert (bare.ram, bare.swap, bare.stats, bare.quiet) == ("auto", [], None, False)
 
 
@@ -81,6 +85,9 @@ def test_options_reach_run(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--rams", "1G", "true"], "--rams"),
         (["run", "--ra", "1G", "true"], "--ra"),
         (["run", "--ram"], "--ram"),
+        (["run", "--entry-bits", "--", "true"], "--entry-bits"),
+        (["run", "--entry-bits", "16", "--", "true"], "--entry-bits: invalid choice: 16"),
+        (["run", "--entry-bits", "few", "--", "true"], "--entry-bits: invalid int value: 'few'"),
         (["run", "--ram", "0", "--", "true"], "'0' is zero"),
         (["run", "--ram", "-1G", "--", "true"], "--ram"),
         (["run", "--ram=-1G", "--", "true"], "is negative"),
@@ -109,7 +116,8 @@ def test_help(words: list[str]) -> None:
 
 def test_help_of_run_says_all_options_and_statuses() -> None:
     text = userswap("run", "--help").stdout
-    for word in ("--ram", "--swap", "--stats", "--quiet", "auto", "80%", "125", "126", "127", "128+N"):
+    statuses = ("125", "126", "127", "128+N")
+    for word in ("--ram", "--swap", "--stats", "--quiet", "--entry-bits", "auto", "80%", *statuses):
         assert word in text
 
 

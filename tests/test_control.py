@@ -2,13 +2,11 @@
 """swapon, swapoff and status on a running engine whose program checks all its memory; and the socket."""
 
 import json
-import os
 import random
 import signal
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,53 +14,10 @@ from typing import Any
 
 import pytest
 
-from support import MIB, Live, Programs, Runner, wait_until
+from support import MIB, Live, Programs, Runner, Verbs, send, wait_until
 
 RAM = 96 * MIB
 CHECKED = {"USERSWAP_CHECK": "1"}
-
-
-class Verbs:
-    """The command line, with sockets in a folder of the test's own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.runtime = folder / "runtime"
-        self.runtime.mkdir(mode=0o700)
-        self.env = {"XDG_RUNTIME_DIR": str(self.runtime)}
-
-    def start(self, *words: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "userswap", *words]
-        return subprocess.Popen(
-            command,
-            env={**os.environ, **self.env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, *words: str, status: int = 0) -> str:
-        """Its standard output, or its standard error where it has to fail."""
-        process = self.start(*words)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == status, (out, err)
-        return err if status else out
-
-    def engine(self) -> dict[str, Any]:
-        engines = json.loads(self("status", "--json"))["engines"]
-        assert len(engines) == 1, engines
-        engine: dict[str, Any] = engines[0]
-        return engine
-
-    def areas(self) -> dict[str, dict[str, Any]]:
-        return {area["path"].rpartition("/")[2]: area for area in self.engine()["areas"]}
-
-    def sockets(self) -> list[Path]:
-        return list(self.runtime.glob("userswap/*"))
-
-
-@pytest.fixture
-def verbs(tmp_path: Path) -> Verbs:
-    return Verbs(tmp_path)
 
 
 @contextmanager
@@ -120,9 +75,54 @@ def test_what_a_program_gives_back_leaves_the_swap_file(
         wait_until(lambda: file.stat().st_blocks * 512 < 80 * MIB, 30, "the file is mostly holes")
         assert verbs.engine()["faults"] == faults
         assert verbs.engine()["store_bytes_discarded"] > 100 * MIB
-        assert live.process.stdin
-        with live.process.stdin as line:
-            line.write(b"\n")
+        send(live.process)
+        finish(live)
+
+
+@pytest.mark.parametrize("policy", ["keep", "free"])
+def test_slots_are_freed_as_pages_come_in_where_the_area_wants_it(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path, policy: str
+) -> None:
+    """Of all pages that come in, whoever faulted on them; blocks become empty, and are given back."""
+    command = [programs("read_back"), "40"]
+    file = tmp_path / "swap"
+    swap = [f"{file}:500M:{policy}"]
+    with userswap.start(command, RAM, swap=swap, env=verbs.env, stdin=subprocess.PIPE) as live:
+        live.wait_for_line("given back", 60)
+        wait_until(lambda: verbs.engine()["swap_bytes"] < 80 * MIB, 30, "what was given back has left")
+        before = verbs.engine()
+        assert [area["policy"] for area in before["areas"]] == [policy]
+        send(live.process)
+        live.wait_for_line("all in", 60)
+        freed = before["swap_bytes"] - verbs.engine()["swap_bytes"]
+        if policy == "free":
+            assert freed > 32 * MIB
+            wait_until(lambda: file.stat().st_blocks * 512 < 48 * MIB, 30, "the rest is a hole")
+        else:
+            assert freed == 0
+        send(live.process)
+        run = live.finish(60)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") > 9_000, run.describe()
+    assert run.number("touched") < 1_000, "nobody faulted on the others"
+
+
+def test_the_only_area_is_emptied_into_memory_where_there_is_room(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    command = [programs("read_back"), "32"]
+    swap = [f"{tmp_path}:500M"]
+    with userswap.start(command, RAM, swap=swap, env={**verbs.env, **CHECKED}, stdin=subprocess.PIPE) as live:
+        live.wait_for_line("given back", 60)
+        wait_until(lambda: verbs.engine()["swap_bytes"] < 40 * MIB, 30, "what was given back has left")
+        assert verbs.engine()["swap_bytes"] > 28 * MIB
+        assert "0 page table entries visited" in verbs("swapoff", str(tmp_path))
+        engine = verbs.engine()
+        assert (engine["areas"], engine["swap_bytes"]) == ([], 0)
+        send(live.process)
+        live.wait_for_line("all in", 60)
+        assert verbs.engine()["faults_from_memory"] > engine["faults_from_memory"]
+        send(live.process)
         finish(live)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Packing pages small, and cleaning, on a log on real files."""
 
+import errno
 import random
 import threading
 import time
@@ -22,14 +23,17 @@ def soft_page(rng: random.Random) -> bytes:
 
 
 class Soft(Swap):
-    """A Swap whose pages can be packed small, and wait for the packer."""
+    """A Swap whose pages can be packed small but for a share of `hard` ones, and wait for the packer."""
 
-    def __init__(self, swap: Swap) -> None:
+    def __init__(self, swap: Swap, hard: float = 0) -> None:
         self.__dict__.update(swap.__dict__)
+        self.hard = hard
         self.log.packs(True)
         self.kinds = [soft_page(random.Random(seed)) for seed in range(64)]
 
     def page(self) -> bytes:
+        if self.rng.random() < self.hard:
+            return self.rng.randbytes(PAGE)
         mark = self.rng.randbytes(8)
         return mark + self.rng.choice(self.kinds)[8:]
 
@@ -149,6 +153,43 @@ def test_the_tier_shrinks(soft: Soft) -> None:
     soft.verify()
 
 
+def thinned(soft: Soft, dead: float) -> int:
+    """Fills the tier, and puts so much of its oldest block, whose number it is."""
+    soft.log.tier(TIER)
+    soft.fill_tier(TIER)
+    block = soft.block_of(next(iter(soft.pages)))
+    offsets = [offset for offset in soft.pages if soft.block_of(offset) == block]
+    for offset in offsets[: int(len(offsets) * dead)]:
+        soft.put(offset)
+    return block
+
+
+def test_a_thin_block_of_a_full_tier_is_packed_together(soft: Soft) -> None:
+    block = thinned(soft, dead=0.3)
+    assert soft.log.compact() == 1
+    assert soft.log.block(block)["state"] == "free"
+    assert soft.log.tiered in (TIER - 1, TIER)  # what was live in it may have filled another
+    assert soft.log.area(0)["write_calls"] == 0
+    soft.verify()
+    assert soft.log.compact() == 0
+
+
+def test_what_is_not_thin_or_not_in_the_way_stays(soft: Soft) -> None:
+    block = thinned(soft, dead=0.2)
+    assert soft.log.compact() == 0
+    offsets = [offset for offset in soft.pages if soft.block_of(offset) == block]
+    for offset in offsets[: len(offsets) // 4]:
+        soft.put(offset)
+    soft.log.tier(TIER + 1)
+    assert soft.log.compact() == 0  # the tier is not full
+    soft.log.tier(TIER)
+    pin, _ = soft.log.pin(offsets[-1])
+    assert soft.log.compact() == 0
+    pin.unpin()
+    assert soft.log.compact() == 1
+    soft.verify()
+
+
 def test_a_page_given_back_while_its_block_is_packed(soft: Soft) -> None:
     offsets = soft.pack_block()
     for offset in offsets[::2]:
@@ -182,17 +223,84 @@ def test_cleaning_moves_packed_pages_as_they_are(soft: Soft) -> None:
     assert soft.log.block(packed)["state"] == "free"
 
 
-def test_leisurely_cleaning_packs_smaller(soft: Soft) -> None:
-    offsets = soft.pack_block() + soft.pack_block() + soft.pack_block()
-    assert soft.log.write_next() == 1  # as the packer is behind
-    for offset in offsets[1:BLOCK:4]:
-        soft.put(offset)
-    assert soft.log.clean(leisurely=True) == BLOCK // 4
-    cold = soft.log.block(soft.block_of(offsets[0]))
+# ---- cleaning ahead of need
+
+
+def nearly_full(swap: Swap, free: int) -> list[int]:
+    """Stores blocks until so many slots are free; the pages of the first one."""
+    first = swap.store_block()
+    while swap.log.free_slots > free:
+        swap.store_block()
+    return first
+
+
+def test_cleaning_ahead_waits_until_slots_are_few(make: Make) -> None:
+    swap = make(24)
+    for offset in nearly_full(swap, free=3)[: BLOCK // 2]:
+        swap.put(offset)
+    assert swap.log.clean_ahead() == 0
+    swap.store_block()
+    assert swap.log.clean_ahead() == BLOCK // 2
+    swap.verify()
+
+
+def test_cleaning_ahead_leaves_what_is_mostly_alive(make: Make) -> None:
+    swap = make(24)
+    first = nearly_full(swap, free=2)
+    for offset in first[: BLOCK // 4 - 1]:
+        swap.put(offset)
+    assert swap.log.clean_ahead() == 0
+    swap.put(first[-1])
+    assert swap.log.clean_ahead() == BLOCK // 4
+    swap.verify()
+
+
+def test_cleaning_ahead_packs_smaller(make: Make) -> None:
+    swap = Soft(make(8, buffers=8))
+    swap.log.packs(False)
+    offsets = nearly_full(swap, free=0)
+    for offset in offsets[1::4]:
+        swap.put(offset)
+    assert swap.log.clean_ahead() == BLOCK // 4
+    cold = swap.log.block(swap.block_of(offsets[0]))
     assert cold["packed"]
     assert cold["used"] == BLOCK * 3 // 4
     assert cold["bytes"] < BLOCK_BYTES // 3
-    soft.verify()
+    swap.verify()
+
+
+def test_cleaning_ahead_keeps_within_its_budget(make: Make) -> None:
+    """It writes a quarter of all that is written at most, give or take a block; then it waits for more."""
+    swap = make(64)
+    nearly_full(swap, free=SPARE)
+    for offset in list(swap.pages)[::3]:
+        swap.put(offset)
+    cleaned = 0
+    while (dead := swap.log.clean_ahead()) > 0:
+        cleaned += (BLOCK - dead) * PAGE
+        swap.write()
+        while swap.log.free_slots > SPARE:
+            swap.store_block()
+    written = swap.log.area(0)["bytes_written"]
+    assert written / 4 - BLOCK_BYTES < cleaned <= written / 4 + BLOCK_BYTES
+    for _ in range(8):
+        for offset in swap.store_block():
+            swap.put(offset)
+    assert swap.log.clean_ahead() > 0
+    swap.verify()
+
+
+def test_cleaning_ahead_that_cannot_read_leaves_all_as_it_was(make: Make) -> None:
+    swap = make(24)
+    first = nearly_full(swap, free=2)
+    assert not swap.log.block(swap.block_of(first[0]))["in_memory"]
+    for offset in first[: BLOCK // 2]:
+        swap.put(offset)
+    swap.log.fail_reads(0, errno.EIO)
+    assert swap.log.clean_ahead() == 0
+    swap.verify()
+    assert swap.log.clean_ahead() == BLOCK // 2
+    swap.verify()
 
 
 def test_cleaning_prefers_what_is_old(make: Make) -> None:
@@ -211,23 +319,24 @@ def test_cleaning_prefers_what_is_old(make: Make) -> None:
 
 
 def test_all_at_once(make: Make) -> None:
-    """One evicts and frees, one packs, one writes, one cleans, two read; the tier grows and shrinks."""
-    swap = Soft(make(24, buffers=8, seed=3))
+    """One evicts and cleans, one packs, one writes, one cleans ahead, two read; the tier changes its size."""
+    swap = Soft(make(48, buffers=8, seed=3), hard=0.75)
     stop = threading.Event()
     rng = random.Random(3)
 
-    def work(step: str) -> int:
+    def work(*steps: str) -> int:
         done = 0
         while not stop.is_set():
-            result = getattr(swap.log, step)()
-            done += result == 1
-            if result <= 0:
+            results = [getattr(swap.log, step)() for step in steps]
+            done += max(results) > 0
+            if max(results) <= 0:
                 time.sleep(0.0005)
         return done
 
-    with ThreadPoolExecutor(5) as threads:
+    with ThreadPoolExecutor(6) as threads:
         writing = threads.submit(work, "write_next")
-        packing = threads.submit(work, "pack_next")
+        packing = threads.submit(work, "compact", "pack_next")
+        ahead = threads.submit(work, "clean_ahead")
         try:
             kept, passing = swap.pack_for_ever(20 * BLOCK, rng)
             readers = [threads.submit(swap.read_until, stop, kept, seed) for seed in (1, 2)]
@@ -244,6 +353,7 @@ def test_all_at_once(make: Make) -> None:
             stop.set()
         assert writing.result(10) > 0
         assert packing.result(10) > 0
+        assert ahead.result(10) > 0
         assert all(reader.result(10) > 100 for reader in readers)
     swap.log.packs(False)
     swap.write()

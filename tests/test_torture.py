@@ -46,19 +46,32 @@ def test_no_wrong_byte(
     assert not {name for name in OPERATIONS if not counts[name]}, counts
     assert run.stats["pages_evicted"] > 10_000, run.describe()
     assert run.stats["pages_in"] > 1000, run.describe()
+    assert run.stats["pages_packed"] > 10_000, run.describe()
+    assert run.stats["bytes_packed"] < run.stats["pages_packed"] * 3000, run.describe()
 
 
 @pytest.mark.parametrize(("mib", "ram", "threads", "processes", "seed"), ROUNDS)
-def test_no_wrong_byte_when_pages_are_packed_small(
+def test_no_wrong_byte_when_nothing_is_packed_small(
     userswap: Runner, programs: Programs, mib: int, ram: int, threads: int, processes: int, seed: int
 ) -> None:
-    """Not the default yet."""
+    """As where the system has no liblz4."""
     command = [programs("torture"), "6", *map(str, (mib, threads, processes, seed))]
-    environment = {"USERSWAP_CHECK": "1", "USERSWAP_PACK": "1"}
+    environment = {"USERSWAP_CHECK": "1", "USERSWAP_PACK": "0"}
     run = userswap(command, ram, timeout=180, env=environment)
     assert run.stdout.endswith(b"ok\n"), run.describe()
-    assert run.stats["pages_packed"] > 10_000, run.describe()
-    assert run.stats["bytes_packed"] < run.stats["pages_packed"] * 3000, run.describe()
+    assert run.stats["pages_evicted"] > 10_000, run.describe()
+    assert run.stats["packed_resident_bytes"] == 0, run.describe()
+
+
+@pytest.mark.parametrize("pack", [{}, {"USERSWAP_PACK": "1"}], ids=["plain", "packed"])
+def test_no_wrong_byte_with_small_entries(userswap: Runner, programs: Programs, pack: dict[str, str]) -> None:
+    mib, ram, threads, processes, seed = ROUNDS[0]
+    command = [programs("torture"), "6", *map(str, (mib, threads, processes, seed))]
+    options = ["--quiet", "--entry-bits", "32"]
+    run = userswap(command, ram, timeout=180, options=options, env={"USERSWAP_CHECK": "1", **pack})
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["pages_evicted"] > 10_000, run.describe()
+    assert run.stats["entry_bits"] == 32
 
 
 def test_without_userswap_all_is_well(native: Runner, programs: Programs) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`--swap PATH[:SIZE]`: opening the swap areas, and refusing what is not ours to write to.
+"""`--swap PATH[:SIZE][:POLICY]`: opening the swap areas, and refusing what is not ours to write to.
+
+`--swap NAME://TEXT[:SIZE]` is a store of Python (store_process.py); whoever opened the area has to start it.
 
 A regular file that userswap made is recognised by its trailer: a block of 4 KiB after the last whole
 2 MiB of the area. The engine writes below it only. A trailer, and not an extended attribute, since
@@ -11,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
 
@@ -18,8 +21,10 @@ from userswap import libc
 from userswap.devices import device_size, refuse_device, signature_name
 from userswap.errors import UserswapError, reason
 from userswap.sizes import GIB, MIB, format_size, parse_size
+from userswap.store_process import StoreProcess
 
 BLOCK_BYTES = 2 * MIB
+KEEP, FREE = "keep", "free"  # the policies
 LEAST_DEFAULT_BYTES = 64 * MIB
 KEEP_FREE_BYTES = GIB
 TRAILER_BYTES = 4096
@@ -27,22 +32,65 @@ TRAILER = b"userswap swap area, made by userswap: it may be overwritten. Format 
 # What a device's signatures can lie in: wiped after a run if swapped pages happen to look like one.
 DEVICE_HEAD_BYTES = 128 << 10
 
+# What begins so is a store of Python, whatever files there are: a path that looks like it is written ./NAME://...
+_STORE = re.compile(r"([a-z][a-z0-9_.-]*)://(.*)", re.ASCII | re.IGNORECASE | re.DOTALL)
+# With a unit, so that the port of an address is not taken for a size.
+_STORE_SIZE = re.compile(r"(.*):([0-9.]+[KMGT](?:IB)?)", re.ASCII | re.IGNORECASE | re.DOTALL)
+
 _OPEN_FLAGS = os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class Area:
     """An open swap area. Its bytes 0 to size_bytes - 1, a multiple of 2 MiB, belong to the engine."""
 
-    __slots__ = ("created_path", "fd", "identity", "kind", "name", "named", "size_bytes")
+    __slots__ = (
+        "created_path",
+        "fd",
+        "frees",
+        "identity",
+        "kind",
+        "name",
+        "named",
+        "path",
+        "process",
+        "size_bytes",
+    )
 
-    def __init__(self, name: str, kind: str, fd: int, identity: tuple[str, int, int]) -> None:
+    def __init__(self, name: str, kind: str, fd: int, identity: tuple[str | int, ...]) -> None:
         self.name = name  # as given
-        self.kind = kind  # "file" or "device"
-        self.fd = fd  # O_RDWR | O_DIRECT | O_CLOEXEC
+        self.kind = kind  # "file", "device" or "store"
+        self.fd = fd  # O_RDWR | O_DIRECT | O_CLOEXEC; of a store the socket, -1 before it is ready
         self.identity = identity
         self.size_bytes = 0
+        self.path = name  # ... without size and policy
+        self.frees = False  # what comes in gives up its copy at once
         self.created_path: str | None = None  # made by this run: removed if the run is refused
         self.named = False  # a file that stays after the run
+        self.process: StoreProcess | None = None  # of a store: not started yet
+
+    @property
+    def shared(self) -> int:
+        """For the engine: the memory of a store, else -1."""
+        return self.process.memory if self.process is not None else -1
+
+    def ready(self) -> bool:
+        """Whether the engine can have it; False as long as its store is not ready. Raises UserswapError."""
+        if self.process is not None and self.process.ready() and self.process.data is not None:
+            self.fd = self.process.data.fileno()
+            self.size_bytes = self.process.size_bytes
+        return self.fd >= 0
+
+    def let_go(self) -> None:
+        """No terminal, pipe or folder is kept busy any more."""
+        if self.process is not None:
+            self.process.let_go()
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.close()
+        elif self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
     def __repr__(self) -> str:
         return f"Area({self.name!r}, {self.kind!r}, fd={self.fd}, size_bytes={self.size_bytes})"
@@ -67,7 +115,7 @@ def abandon_areas(areas: Sequence[Area]) -> None:
     for area in areas:
         if area.created_path is not None:
             os.unlink(area.created_path)
-        os.close(area.fd)
+        area.close()
 
 
 def release_areas(areas: Sequence[Area]) -> None:
@@ -80,7 +128,7 @@ def release_areas(areas: Sequence[Area]) -> None:
                 os.pwrite(area.fd, mmap.mmap(-1, DEVICE_HEAD_BYTES), 0)
         except OSError:
             pass
-        os.close(area.fd)
+        area.close()
 
 
 def default_directory() -> str:
@@ -111,6 +159,14 @@ def free_space(path_or_fd: str | int) -> int:
     return space.f_bavail * space.f_frsize
 
 
+def _split_policy(spec: str) -> tuple[str, bool]:
+    """What stands before POLICY, and whether that is to free."""
+    rest, colon, policy = spec.rpartition(":")
+    if colon and policy in (KEEP, FREE) and not os.path.lexists(spec):
+        return rest, policy == FREE
+    return spec, False
+
+
 def _split(spec: str) -> tuple[str, int | None]:
     """PATH and SIZE. A path that exists may hold colons itself, as names of devices do."""
     path, colon, size = spec.rpartition(":")
@@ -122,18 +178,48 @@ def _split(spec: str) -> tuple[str, int | None]:
         raise UserswapError(f"--swap {spec!r}: the path is missing")
     if not size:
         return path, None
-    size_bytes = parse_size(size, f"--swap {path}: size") // BLOCK_BYTES * BLOCK_BYTES
+    return path, _whole_blocks(spec, size, path)
+
+
+def is_store(spec: str) -> bool:
+    """Whether a specification names a store of Python, not a path."""
+    return _STORE.fullmatch(spec) is not None
+
+
+def _store_area(spec: str, name: str, text: str, earlier: Sequence[Area]) -> Area:
+    size = 0
+    sized = _STORE_SIZE.fullmatch(text)
+    if sized is not None:
+        text = sized[1]
+        size = _whole_blocks(spec, sized[2], f"{name}://{text}")
+    area = Area(spec, "store", -1, ("store", name, text))
+    area.path = f"{name}://{text}"
+    _refuse_twice(spec, area.identity, earlier)
+    area.process = StoreProcess(f"--swap {spec}", name, text, size)
+    return area
+
+
+def _whole_blocks(spec: str, size: str, place: str) -> int:
+    size_bytes = parse_size(size, f"--swap {place}: size") // BLOCK_BYTES * BLOCK_BYTES
     if size_bytes == 0:
         raise UserswapError(f"--swap {spec}: the least size is {format_size(BLOCK_BYTES)}")
-    return path, size_bytes
+    return size_bytes
 
 
 def _open_spec(spec: str, earlier: Sequence[Area]) -> Area:
-    path, size = _split(spec)
+    rest, frees = _split_policy(spec)
+    store = _STORE.fullmatch(rest)
+    if store is not None:
+        area = _store_area(spec, store[1], store[2], earlier)
+        area.frees = frees
+        return area
+    path, size = _split(rest)
     try:
-        return _open_path(spec, path, size, earlier)
+        area = _open_path(spec, path, size, earlier)
     except OSError as error:
         raise UserswapError(f"--swap {spec}: {reason(error)}") from error
+    area.path, area.frees = path, frees
+    return area
 
 
 def _open_path(spec: str, path: str, size: int | None, earlier: Sequence[Area]) -> Area:
@@ -266,7 +352,7 @@ def _open_device(spec: str, path: str, size: int | None, earlier: Sequence[Area]
     return area
 
 
-def _refuse_twice(spec: str, identity: tuple[str, int, int], earlier: Sequence[Area]) -> None:
+def _refuse_twice(spec: str, identity: tuple[str | int, ...], earlier: Sequence[Area]) -> None:
     for area in earlier:
         if area.identity == identity:
             raise UserswapError(f"--swap {spec}: the same area as --swap {area.name}")

@@ -10,25 +10,32 @@ from libc.stdlib cimport calloc, free
 
 from userswap.log cimport BLOCK_FREE, Log
 from userswap.mm cimport ENTRIES_FOR_EVER, Mm, engine_stop, mm_check, mm_next, mm_put
-from userswap.space cimport LEAF_ENTRIES, Space
+from userswap.space cimport LEAF_ENTRIES, Leaf, Space, space_word
 from userswap.system cimport pthread_mutex_lock, pthread_mutex_unlock
-from userswap.types cimport FREE, STORED, entry_state, stored_block, stored_index
+from userswap.types cimport COUNT_MORE, FREE, STORED, entry_count, entry_state, stored_block, stored_index
 
 
 cdef uint32_t _check_leaf(Engine *engine, uint32_t at, uint32_t *live) noexcept nogil:
     """Counts the entries of a leaf in use, and for each block those that it holds."""
-    cdef uint64_t *words = engine.space.leaves[at].words
+    cdef Leaf *leaf = &engine.space.leaves[at]
     cdef uint32_t index
     cdef uint32_t used = 0
+    cdef uint32_t continued = 0
     cdef uint64_t word
     for index in range(LEAF_ENTRIES):
-        word = words[index]
+        word = space_word(&engine.space, at * LEAF_ENTRIES + index)
         used += entry_state(word) != FREE
+        if leaf.more != NULL and leaf.more[index] > 0:
+            continued += 1
+            if entry_count(word) != COUNT_MORE:
+                engine_stop(engine, b"invariant: a continuation of no count", at * LEAF_ENTRIES + index)
         if entry_state(word) != STORED:
             continue
         live[stored_block(word)] += 1
         if engine.log.blocks[stored_block(word)].owners[stored_index(word)] != at * LEAF_ENTRIES + index:
             engine_stop(engine, b"invariant: a block knows another owner of a page", stored_block(word))
+    if leaf.more != NULL and (continued == 0 or leaf.more[LEAF_ENTRIES] != continued):
+        engine_stop(engine, b"invariant: counts continued of a leaf", at)
     return used
 
 
@@ -37,8 +44,6 @@ cdef void _check_leaves(Engine *engine, uint32_t *live) noexcept nogil:
     cdef uint32_t at, used
     cdef uint64_t entries = 0
     for at in range(space.leaf_end):
-        if space.leaves[at].words == NULL:
-            continue
         used = _check_leaf(engine, at, live)
         if used != space.leaves[at].used:
             engine_stop(engine, b"invariant: entries in use of a leaf", at)

@@ -26,7 +26,7 @@ examples:
   userswap run --ram 512M -- python train.py
   userswap run --ram 50% --swap /scratch:20G --swap /dev/vdb -- make -j8"""
 
-RUN_OPTIONS_WITH_VALUE = ("--ram", "--swap", "--stats")
+RUN_OPTIONS_WITH_VALUE = ("--ram", "--swap", "--stats", "--entry-bits")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +68,7 @@ def _dispatch(words: list[str]) -> int:
         raise UserswapError("no command to run (see userswap run --help)")
     from userswap.run import Request, run
 
-    return run(Request(chosen.ram, chosen.swap, chosen.stats, chosen.quiet, command))
+    return run(Request(chosen.ram, chosen.swap, chosen.stats, chosen.quiet, chosen.entry_bits, command))
 
 
 def _control(chosen: argparse.Namespace) -> int:
@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--json", action="store_true", help="as JSON: an object with engines, a list")
     swapon = verbs.add_parser("swapon", help="add a swap area to a running engine", allow_abbrev=False)
-    swapon.add_argument("area", metavar="AREA", help="PATH[:SIZE], as for run --swap")
+    swapon.add_argument(
+        "area", metavar="AREA", help="PATH[:SIZE][:POLICY] or NAME://TEXT[:SIZE][:POLICY], as for run --swap"
+    )
     swapon.add_argument("--priority", type=int, default=0, metavar="N", help="higher ones are used first (0)")
     swapoff = verbs.add_parser(
         "swapoff", help="empty a swap area of a running engine, and forget it", allow_abbrev=False
@@ -118,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     run = verbs.add_parser(
         "run", help="run a program in less memory than it needs", allow_abbrev=False,
-        usage="userswap run [--ram SIZE] [--swap AREA]... [--stats FILE] [--quiet] -- COMMAND [ARG]...",
+        usage="userswap run [--ram SIZE] [--swap AREA]... [--stats FILE] [--quiet] [--entry-bits 32|64] "
+        "-- COMMAND [ARG]...",
         description=RUN_DESCRIPTION, epilog=RUN_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     run.add_argument(
@@ -128,8 +131,13 @@ def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )  # fmt: skip
     run.add_argument(
         "--swap", action="append", default=[], metavar="AREA",
-        help="PATH[:SIZE]: a directory, a file or a block device; repeat it for more, the first is used "
-        "first (default: a temporary file in $TMPDIR or /var/tmp)",
+        help="PATH[:SIZE][:keep|free]: a directory, a file or a block device; or NAME://TEXT[:SIZE]: a store "
+        "in Python; repeat it for more, the first is used first "
+        "(default: a temporary file in $TMPDIR or /var/tmp)",
     )  # fmt: skip
     run.add_argument("--stats", metavar="FILE", help="write the counts of the run to FILE, as JSON")
     run.add_argument("--quiet", "-q", action="store_true", help="no summary line at the end")
+    run.add_argument(
+        "--entry-bits", type=int, default=64, choices=(32, 64),
+        help="size of an entry of the swapper space: 32 takes half the memory, for at most 64G of swap (64)",
+    )  # fmt: skip

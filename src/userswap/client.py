@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from userswap.areas import is_store
 from userswap.control import LONGEST_ANSWER, SUFFIX, VERSION, directory, is_private
 from userswap.errors import UserswapError, reason
+from userswap.store_process import START_SECONDS
 
 ANSWER_SECONDS = 10.0
 ASK_EVERY_SECONDS = 0.1
@@ -37,6 +39,10 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
+
+    def patience(self, seconds: float) -> None:
+        """How long an answer may take from now on."""
+        self._socket.settimeout(seconds)
 
     def ask(self, verb: str, **arguments: object) -> dict[str, Any]:
         request = json.dumps({"version": VERSION, "verb": verb, **arguments}).encode() + b"\n"
@@ -142,11 +148,12 @@ def _area_columns(area: Mapping[str, Any]) -> list[str]:
 
 def _absolute(spec: str) -> str:
     """The engine has another working directory."""
-    return spec if os.path.isabs(spec) else os.path.join(os.getcwd(), spec)
+    return spec if os.path.isabs(spec) or is_store(spec) else os.path.join(os.getcwd(), spec)
 
 
 def swapon(area: str, priority: int, pid: int | None) -> int:
     connection = connect(pid)
+    connection.patience(START_SECONDS + ANSWER_SECONDS)
     connection.ask("swapon", area=_absolute(area), priority=priority)
     connection.close()
     return 0

@@ -4,8 +4,8 @@
 A Unix socket in a directory that only its user can enter, named by the engine's pid. Requests and answers
 are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request holds "version" and "verb". An answer
 holds "ok" and, where that is false, "error", one line. The server lives in the engine's main loop and never
-blocks: whoever sends too much, or does not read, is cut off. What lasts (swapoff) runs in a thread, and is
-asked after.
+blocks: whoever sends too much, or does not read, is cut off. What lasts is asked after (swapoff, which has a
+thread), or answered later (swapon of a store of Python, which starts a process).
 """
 
 import errno
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from userswap.areas import Area, open_areas, release_areas
+from userswap.areas import FREE, KEEP, Area, open_areas, release_areas
 from userswap.errors import UserswapError, reason
 
 TYPE_CHECKING = False
@@ -54,13 +54,25 @@ def is_private(path: str) -> bool:
 
 
 class _Client:
-    __slots__ = ("incoming", "outgoing", "socket")
+    __slots__ = ("incoming", "outgoing", "socket", "waits")
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         self.socket = connected
         self.incoming = b""
         self.outgoing = b""
+        self.waits = False  # for the answer to its last request
+
+
+class _Swapon:
+    """A store of Python on its way in."""
+
+    __slots__ = ("area", "client", "priority")
+
+    def __init__(self, client: _Client, area: Area, priority: int) -> None:
+        self.client = client
+        self.area = area
+        self.priority = priority
 
 
 class _Swapoff:
@@ -99,11 +111,14 @@ class Control:
         areas: dict[int, Area],
         poller: "select.poll",
         describe: Callable[[], Mapping[str, object]],
+        start_store: Callable[[Area], None],
     ) -> None:
         self._engine = engine
         self._areas = areas
         self._poller = poller
         self._describe = describe
+        self._start_store = start_store
+        self._swapons: list[_Swapon] = []
         self._clients: dict[int, _Client] = {}
         self._swapoffs: dict[int, _Swapoff] = {}
         self._path: str | None = None
@@ -149,6 +164,7 @@ class Control:
     def serve(self) -> None:
         """All that can be done without waiting."""
         self._close_emptied()
+        self._finish_swapons()
         self._accept()
         for client in list(self._clients.values()):
             self._serve_client(client)
@@ -166,6 +182,8 @@ class Control:
             self._poller.register(connected, select.POLLIN)
 
     def _drop(self, client: _Client) -> None:
+        for swapon in [one for one in self._swapons if one.client is client]:
+            self._give_up(swapon)
         del self._clients[client.socket.fileno()]
         self._poller.unregister(client.socket)
         client.socket.close()
@@ -173,9 +191,9 @@ class Control:
     def _serve_client(self, client: _Client) -> None:
         try:
             ended = self._receive(client)
-            while b"\n" in client.incoming:
+            while b"\n" in client.incoming and not client.waits:
                 line, _, client.incoming = client.incoming.partition(b"\n")
-                client.outgoing += self._answer_line(line)
+                client.outgoing += self._answer_line(line, client)
             if client.outgoing:
                 with suppress(BlockingIOError):
                     client.outgoing = client.outgoing[client.socket.send(client.outgoing) :]
@@ -194,31 +212,32 @@ class Control:
             return not part
         return False
 
-    def _answer_line(self, line: bytes) -> bytes:
+    def _answer_line(self, line: bytes, client: _Client) -> bytes:
+        """Nothing when the answer comes later."""
         import json  # costs memory, and few engines are ever talked to
 
         try:
-            answer = self._answer(json.loads(line))
+            answer = self._answer(json.loads(line), client)
         except (ValueError, RecursionError):
             answer = {"ok": False, "error": "the request is not JSON"}
-        return json.dumps(answer).encode() + b"\n"
+        return b"" if client.waits else json.dumps(answer).encode() + b"\n"
 
-    def _answer(self, request: object) -> Answer:
+    def _answer(self, request: object, client: _Client) -> Answer:
         try:
             if not isinstance(request, dict):
                 raise UserswapError("not an object")
             if request.get("version") != VERSION:
                 raise UserswapError(f"this engine speaks version {VERSION} of the control protocol")
-            return {"ok": True, **self._carry_out(request)}
+            return {"ok": True, **self._carry_out(request, client)}
         except UserswapError as error:
             return {"ok": False, "error": str(error)}
 
-    def _carry_out(self, request: Mapping[str, object]) -> Answer:
+    def _carry_out(self, request: Mapping[str, object], client: _Client) -> Answer:
         verb = request.get("verb")
         if verb == "status":
             return {"engine": {**self._describe(), "areas": self._describe_areas()}}
         if verb == "swapon":
-            return self._swapon(request)
+            return self._swapon(request, client)
         if verb == "swapoff":
             return self._swapoff(self._find(request))
         if verb == "swapoff-state":
@@ -240,6 +259,7 @@ class Control:
                 "size_bytes": size,
                 "used_bytes": used,
                 "emptying": emptying,
+                "policy": FREE if self._areas[number].frees else KEEP,
             }
             for number, priority, size, used, emptying in self._engine.areas()
             if number in self._areas
@@ -247,25 +267,57 @@ class Control:
 
     def _find(self, request: Mapping[str, object]) -> int:
         """The number of the area that "area" names: by number, or as it was given to --swap or swapon,
-        with or without its size."""
+        with or without its size and policy."""
         wanted = str(request.get("area"))
         for number, area in self._areas.items():
-            if wanted in (str(number), area.name, area.name.rpartition(":")[0]):
+            if wanted in (str(number), area.name, area.path):
                 return number
         raise UserswapError(f"{wanted}: no such swap area")
 
-    def _swapon(self, request: Mapping[str, object]) -> Answer:
+    def _swapon(self, request: Mapping[str, object], client: _Client) -> Answer:
         spec, priority = request.get("area"), request.get("priority", 0)
         if not isinstance(spec, str) or not isinstance(priority, int) or abs(priority) >= 1 << 15:
             raise UserswapError("swapon wants a path and a priority from -32767 to 32767")
-        area = open_areas([spec], list(self._areas.values()))[0]
+        starting = [one.area for one in self._swapons]
+        area = open_areas([spec], [*self._areas.values(), *starting])[0]
+        if area.process is None:
+            return self._add(area, priority)
+        self._start_store(area)
+        self._swapons.append(_Swapon(client, area, priority))
+        client.waits = True
+        return {}
+
+    def _add(self, area: Area, priority: int) -> Answer:
         try:
-            number = self._engine.swapon(area.fd, area.size_bytes, priority)
+            number = self._engine.swapon(area.fd, area.size_bytes, priority, area.frees, area.shared)
         except Exception as error:
             release_areas([area])
             raise UserswapError(str(error)) from error
         self._areas[number] = area
         return {"number": number, "size_bytes": area.size_bytes}
+
+    def _finish_swapons(self) -> None:
+        for swapon in list(self._swapons):
+            import json
+
+            try:
+                if not swapon.area.ready():
+                    continue
+                answer: Answer = {"ok": True, **self._add(swapon.area, swapon.priority)}
+                self._swapons.remove(swapon)
+            except UserswapError as error:
+                answer = {"ok": False, "error": str(error)}
+                self._give_up(swapon)
+            swapon.client.waits = False
+            swapon.client.outgoing += json.dumps(answer).encode() + b"\n"
+
+    def _give_up(self, swapon: _Swapon) -> None:
+        """Its process ends, and is not listened to any more."""
+        self._swapons.remove(swapon)
+        swapon.area.close()
+        if swapon.area.process is not None and swapon.area.process.connected:
+            self._poller.unregister(swapon.area.process)
+            swapon.area.process.disconnect()
 
     def _swapoff(self, number: int) -> Answer:
         earlier = self._swapoffs.get(number)
@@ -303,7 +355,7 @@ class Control:
 
 def _why(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        return "the other swap areas cannot hold what it holds"
+        return "the other swap areas and the memory cannot hold what it holds"
     if error.errno == errno.ECANCELED:
         return "stopped: what was moved stays moved, the rest is where it was"
     return reason(error)

@@ -13,7 +13,7 @@ from userswap.enter cimport enter_start, enter_stop
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_least, limit_set
-from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, BUFFERS_PACKING, MAX_AREAS, Log, log_init
+from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, BUFFERS_PACKING, MAX_AREAS, NO_BLOCK, OPENS, Log, log_init
 from userswap.mm cimport (
     ENTRIES_FOR_EVER,
     MAX_CPUS,
@@ -29,11 +29,13 @@ from userswap.mm cimport (
 )
 from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.pack cimport pack_init
-from userswap.processes cimport tree_init
+from userswap.processes cimport tree_add_own, tree_init, tree_remove_own
 from userswap.readahead cimport WINDOW_MAX
 from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
-from userswap.swapoff cimport Progress, swapoff_area, swapon_area
+from userswap.stores cimport store_end_waits
+from userswap.swapoff cimport Progress, swapoff_area, swapoff_lacks, swapon_area
+from userswap.tier cimport tier_spare, tier_unspare
 from userswap.system cimport (
     EFD_CLOEXEC,
     ENOSPC,
@@ -53,7 +55,7 @@ from userswap.system cimport (
     sys_reserve,
     sys_signal_eventfd,
 )
-from userswap.types cimport BLOCK_BYTES, CACHED, COUNT_MAX, FILLED, PAGE_SHIFT, entry_make
+from userswap.types cimport BLOCK_BYTES, CACHED, COUNT_EVER, FILLED, PAGE_SHIFT, entry_make
 
 
 class EngineError(Exception):
@@ -76,10 +78,10 @@ cdef class Engine:
     """The engine of one tree of processes: its swapper space, its areas, its threads.
 
     ram_limit_bytes: what the tree and the engine may have resident together.
-    areas: (fd, size in bytes) of each swap area in order of priority, opened O_RDWR | O_DIRECT; the fds stay
-        the caller's and must stay open until close().
+    areas: (fd, size in bytes, frees, shared) of each swap area in order of priority: as for swapon().
     front_pid: the process in front of this one, whose memory counts as the engine's.
     may_spin: threads may look again and again for what they wait for, where a CPU is idle.
+    entry_bits: the layout of entries, 64 or 32.
     Raises EngineError when the limit is too small or memory is short."""
 
     cdef EngineState *_state
@@ -87,7 +89,7 @@ cdef class Engine:
     cdef bint _watching
     cdef Progress[16] _progress     # MAX_AREAS
 
-    def __cinit__(self, ram_limit_bytes, areas, front_pid, may_spin):
+    def __cinit__(self, ram_limit_bytes, areas, front_pid, may_spin, entry_bits=64):
         cdef EngineState *engine
         cdef int64_t pages = ram_limit_bytes >> PAGE_SHIFT
         self._kept = {}
@@ -101,29 +103,31 @@ cdef class Engine:
         engine.mm_serial = 1
         engine.may_spin = may_spin
         engine.checking = "USERSWAP_CHECK" in os.environ
-        engine.packing = "USERSWAP_PACK" in os.environ
+        engine.packing = os.environ.get("USERSWAP_PACK") != "0"
         engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
         pthread_mutex_init(&engine.deferred_lock, NULL)
         pthread_mutex_init(&engine.ptrace_lock, NULL)
-        if space_init(&engine.space) != 0 or log_init(
+        if space_init(&engine.space, entry_bits) != 0 or log_init(
                 &engine.log, &engine.space, _clamp(pages >> 13, BUFFERS_MIN, BUFFERS_MAX)
                 + (BUFFERS_PACKING if engine.packing else 0)) != 0 or pack_init(&engine.pack) != 0:
             raise EngineError("no memory for the swapper space")
-        engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_MAX, 0))
-        engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_MAX, 0))
+        engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_EVER, 0))
+        engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
         self._add_areas(areas)
         self._open(front_pid)
 
     def _add_areas(self, areas):
-        for fd, size in areas:
-            self.swapon(fd, size, 0)
+        for fd, size, frees, shared in areas:
+            self.swapon(fd, size, 0, frees, shared)
 
-    def swapon(self, int fd, uint64_t size, int priority):
+    def swapon(self, int fd, uint64_t size, int priority, bint frees, int shared=-1):
         """Adds a swap area, at any time; returns its number. Higher priorities are used first, equal ones in the order
-        in which they came. The fd stays the caller's, to be closed after swapoff() or close()."""
-        result = swapon_area(&self._state.log, fd, size, priority)
+        in which they came. `frees`: pages that come in from it give up their copies at once, not when it fills. The fd
+        is open O_RDWR | O_DIRECT; or, with the file in memory `shared`, the socket to a process of store_process.py.
+        It stays the caller's, to be closed after swapoff() or close()."""
+        result = swapon_area(&self._state.log, fd, shared, size, priority, frees)
         if result == -ENOSPC:
             raise EngineError(f"more than {MAX_AREAS} swap areas")
         if result < 0:
@@ -131,16 +135,38 @@ cdef class Engine:
         return result
 
     def swapoff(self, int area):
-        """Moves all that an area holds to the others, and forgets it. To be called by a thread of its own: it lasts.
-        Raises OSError, with the area in use as before: ENOSPC (at once) where the others cannot hold it, ECANCELED
-        after cancel_swapoff(), or what the medium says."""
+        """Moves all that an area holds to the others, or into memory, and forgets it. To be called by a thread of its
+        own: it lasts. Raises OSError, with the area in use as before: ENOSPC (at once) where these cannot hold it,
+        ECANCELED after cancel_swapoff(), or what the medium says."""
         cdef int result
         cdef Progress *progress = &self._progress[area]
         memset(progress, 0, sizeof(Progress))
         with nogil:
-            result = swapoff_area(&self._state.log, area, progress)
+            progress.memory_blocks = tier_spare(self._state, swapoff_lacks(&self._state.log, area))
+            result = swapoff_area(&self._state.log, &self._state.pack, area, progress)
+            tier_unspare(self._state, progress.memory_blocks - progress.kept_blocks)
         if result != 0:
             raise OSError(-result, os.strerror(-result))
+
+    def end_waits(self):
+        """No thread waits any more for a process that keeps blocks. The tree has ended: nobody wants what they keep."""
+        cdef Log *log = &self._state.log
+        cdef int at
+        pthread_mutex_lock(&log.lock)
+        for at in range(log.area_count):
+            store_end_waits(&log.areas[at])
+        pthread_mutex_unlock(&log.lock)
+
+    def add_own(self, int pid):
+        """A process that was just started counts as the engine's own, and is not of the tree; nor is what it starts.
+        Call with hold_entering(), or before watch(), from before it was started. Raises OSError."""
+        result = tree_add_own(&self._state.tree, pid)
+        if result != 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def remove_own(self, int pid):
+        """It has ended."""
+        tree_remove_own(&self._state.tree, pid)
 
     def cancel_swapoff(self, int area):
         self._progress[area].cancel = True
@@ -281,12 +307,16 @@ cdef class Engine:
             "swap_bytes": engine.log.slots_used * BLOCK_BYTES,
             "swap_peak_bytes": engine.log.slots_peak * BLOCK_BYTES,
             "entries": engine.space.entries - ENTRIES_FOR_EVER,
+            "entry_bits": 32 if engine.space.narrow else 64,
+            "blocks": _blocks_in_use(&engine.log),
             "packed_resident_bytes": engine.log.tier_most * BLOCK_BYTES,
             "pages_packed": engine.pack.pages,
             "bytes_packed": engine.pack.bytes,
             "pages_cleaned": engine.pack.cleaned,
+            "blocks_cleaned_ahead": engine.pack.ahead,
         }
         figures.update(_counters(engine))
+        figures["blocks_cleaned"] += engine.pack.ahead
         for name in ("store_bytes_written", "store_writes", "store_bytes_read", "store_reads", "store_bytes_discarded"):
             figures[name] = 0
         for at in range(engine.log.area_count):
@@ -328,6 +358,19 @@ cdef class Engine:
             if engine.checking:
                 check_ended(engine)
         self._raise_reason()
+
+
+cdef uint32_t _blocks_in_use(Log *log):
+    """Those that hold a page that somebody wants, or are being read. An open one stays open when all of its pages have
+    been given back."""
+    cdef uint32_t which
+    pthread_mutex_lock(&log.lock)
+    in_use = log.blocks_used
+    for which in range(OPENS):
+        if log.open[which] != NO_BLOCK and log.blocks[log.open[which]].live == 0:
+            in_use -= 1
+    pthread_mutex_unlock(&log.lock)
+    return in_use
 
 
 cdef dict _counters(EngineState *engine):

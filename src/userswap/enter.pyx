@@ -20,7 +20,7 @@ from userswap.inject cimport Helper, helper_end, helper_inject
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
 from userswap.mm cimport MAX_LEFT_ALONE, Entry, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
-from userswap.processes cimport NAME_BYTES, Process
+from userswap.processes cimport NAME_BYTES, Process, tree_is_own
 from userswap.spare cimport spare_look
 from userswap.system cimport (
     EAGAIN,
@@ -215,7 +215,9 @@ cdef void *_enter_main(void *argument) noexcept nogil:
         pthread_mutex_lock(&engine.ptrace_lock)
         engine.entering = True
         sys_signal_eventfd(engine.room_event)       # who may overdraw now
-        entry.result = _enter(engine, entry.pid, entry.parent, &entry.mm_id)
+        # One of ours may have been taken for one of the tree while it was being made, which ptrace_lock covers.
+        entry.result = -ESRCH if tree_is_own(&engine.tree, entry.pid) else _enter(
+            engine, entry.pid, entry.parent, &entry.mm_id)
         engine.entering = False
         pthread_mutex_unlock(&engine.ptrace_lock)
         entry.done = True

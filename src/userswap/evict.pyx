@@ -29,13 +29,14 @@ from userswap.batch cimport (
     batch_move,
     batch_was_unshared,
 )
+from userswap.blocks cimport log_changed
 from userswap.codec cimport codec_available
 from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
 from userswap.limit cimport room_give, room_take
-from userswap.log cimport OPEN_PLAIN, log_changed, log_commit, log_reserve
+from userswap.log cimport OPEN_PLAIN, log_commit, log_reserve
 from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_next, mm_put
-from userswap.space cimport NO_FILL_CODE, space_fill_code, space_free, space_set, space_word
+from userswap.space cimport NO_FILL_CODE, space_change, space_fill_code, space_free, space_word
 from userswap.system cimport (
     EAGAIN,
     FOR_EVER_US,
@@ -63,7 +64,6 @@ from userswap.types cimport (
     PAGE_BYTES,
     PAGE_SHIFT,
     entry_count,
-    entry_make,
 )
 from userswap.writeback cimport fetch_main, pack_main, writeback_failed, writeback_main, writeback_make_room
 
@@ -118,7 +118,7 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept
         space_free(&engine.space, offset)
         add_i64(&engine.counters.pages_discarded_in_flight, 1)
     elif filled:
-        space_set(&engine.space, offset, entry_make(FILLED, entry_count(word), code))
+        space_change(&engine.space, offset, FILLED, code)
         add_i64(&engine.counters.pages_filled, 1)
     else:
         log_commit(&engine.log, OPEN_PLAIN, offset, PAGE_BYTES, 0,
@@ -288,7 +288,7 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
         pthread_mutex_lock(&mm.helper_lock)
         while not wrapped and _can_evict(mm) and _wanted(engine):
             writeback_make_room(engine)
-            if _evict_batch(evictor, mm, &wrapped):
+            if _wanted(engine) and _evict_batch(evictor, mm, &wrapped):
                 any = True
         if mm.entered and not mm.helper_failed:
             _drop(engine, mm)
@@ -329,7 +329,7 @@ cdef int evict_start(Engine *engine) noexcept nogil:
     engine.log.packs = engine.packing and codec_available()
     if engine.log.packs:
         engine.log.plain_most = engine.log.buffers_made - PACKED_OPEN
-        tier_init(engine)
+    tier_init(engine)
     engine.packer_runs = pthread_create(&engine.packer, NULL, pack_main, engine) == 0
     return 0 if (engine.evictor_runs and engine.writer_runs and engine.fetcher_runs
                  and engine.packer_runs) else -11

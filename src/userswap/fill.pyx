@@ -15,12 +15,12 @@ from libc.string cimport memcpy
 from userswap.events cimport events_drain
 from userswap.limit cimport room_left, room_take
 from userswap.codec cimport codec_unpack
+from userswap.fetch cimport log_fetch, log_fetched, log_in_memory
 from userswap.log cimport (
+    BLOCK_STORED,
+    Block,
     Place,
-    log_fetch,
-    log_fetched,
     log_free_slots,
-    log_in_memory,
     log_pin,
     log_place,
     log_place_next,
@@ -32,6 +32,7 @@ from userswap.mm cimport engine_stop, entry_put, evict_stamp
 from userswap.pagetable cimport table_get, table_set
 from userswap.readahead cimport Window, readahead_done, readahead_window
 from userswap.reclaim cimport reclaim_age, reclaim_distance
+from userswap.slots cimport slots_keep_copies
 from userswap.space cimport space_fill_value, space_get, space_word
 from userswap.system cimport (
     EAGAIN,
@@ -92,14 +93,17 @@ cdef struct Segment:
     uint8_t *data           # STORED: the block in memory, or NULL
     bint direct             # its pages are copied from where they are
     bint packed             # STORED: its pages have different lengths
+    bint keep               # their copies, while they stay clean
     const uint8_t *origin   # packed, read from an area: where its block would begin
 
 cdef struct Fill:
     uint64_t start          # page
     uint32_t count
     uint32_t faulted        # the page that the fault is for, in the window
-    bint keep
+    bint keep               # copies, where nothing else speaks against it
+    bint plenty             # of slots are free
     uint32_t values[512]    # offsets
+    uint8_t keeps[512]      # ... of which a copy is kept
     uint32_t segments
     Segment segment[64]
     uint32_t area_reads
@@ -121,8 +125,9 @@ cdef uint32_t fill_unguarded(Mm *mm, uint64_t start, uint64_t page, uint32_t cou
 # ---- fill: planning, with Mm.lock held
 
 cdef bint _keep_copies(Engine *engine, Mm *mm, bint write) noexcept nogil:
-    """Whether the copies of what is brought in are kept while it stays clean. A kept page is write-protected;
-    where most of these are written to all the same, only now and then one is kept, to see if that changes."""
+    """Whether the copies of what is brought in are kept while it stays clean, if where they lie allows it. A kept page
+    is write-protected; where most of these are written to all the same, only now and then one is kept, to see if that
+    changes."""
     if write or engine.ksm:
         return False
     if mm.kept > KEPT_TRIAL and mm.kept_broken * 2 > mm.kept:
@@ -132,7 +137,20 @@ cdef bint _keep_copies(Engine *engine, Mm *mm, bint write) noexcept nogil:
         mm.kept = 0
         mm.kept_broken = 0
     mm.kept_refused = 0
-    return log_free_slots(&engine.log) * 2 > engine.log.slots
+    return True
+
+
+cdef bint _keeps(Engine *engine, Fill *fill, uint64_t word) noexcept nogil:
+    """... and of this page, whose block is pinned. What is in no area yet takes memory, or will: it is not kept where
+    that is what the memory tier could have."""
+    cdef Block *block = &engine.log.blocks[stored_block(word)]
+    if not fill.keep:
+        return False
+    if entry_state(word) == FILLED:
+        return fill.plenty
+    if block.state == BLOCK_STORED:
+        return slots_keep_copies(&engine.log, block)
+    return fill.plenty and not engine.log.packs
 
 
 cdef bint _extends(Segment *last, uint32_t at, uint64_t word, uint64_t fill_word) noexcept nogil:
@@ -179,8 +197,10 @@ cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) n
         segment.direct = False
         segment.origin = NULL
         segment.packed = entry_state(word) == STORED and engine.log.blocks[stored_block(word)].packed
+        segment.keep = _keeps(engine, fill, word)
     segment.count += 1
     fill.values[at] = offset
+    fill.keeps[at] = segment.keep
     space_get(&engine.space, offset)
     return True
 
@@ -402,9 +422,10 @@ cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
 # ---- fill: putting pages in place, with Mm.lock held
 
 cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
-    """How many pages from `first` on are still BUSY by us."""
+    """How many pages from `first` on are still BUSY by us, and keep their copies or not, as it does."""
     cdef uint32_t at = first
-    while at < fill.count and table_get(mm.table, fill.start + at) == busy_value(fill.values[at]):
+    while (at < fill.count and fill.keeps[at] == fill.keeps[first]
+            and table_get(mm.table, fill.start + at) == busy_value(fill.values[at])):
         at += 1
     return at - first
 
@@ -413,14 +434,14 @@ cdef void _mark_filled(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint3
     cdef uint32_t at, age
     for at in range(first, first + count):
         age = fill.age if at == fill.faulted else AGE_READAHEAD
-        if fill.keep:
+        if fill.keeps[at]:
             table_set(mm.table, fill.start + at, present_value(age, fill.values[at]))
         else:
             table_set(mm.table, fill.start + at, present_value(age, 0))
             entry_put(worker.engine, fill.values[at])
     mm.present += count
     mm.swapped -= count
-    if fill.keep:
+    if fill.keeps[first]:
         mm.kept += count
     room_take(worker.engine, count)
     add_i64(&worker.engine.counters.pages_in, count)
@@ -446,7 +467,8 @@ cdef uint32_t _put_run(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint3
                        int *error) noexcept nogil:
     cdef const uint8_t *data = _bytes_from(worker, fill, first, &count)
     cdef uint32_t done = <uint32_t>(sys_uffd_copy(mm.uffd, (fill.start + first) << PAGE_SHIFT, data,
-                                                  <uint64_t>count << PAGE_SHIFT, fill.keep, error) >> PAGE_SHIFT)
+                                                  <uint64_t>count << PAGE_SHIFT, fill.keeps[first],
+                                                  error) >> PAGE_SHIFT)
     _mark_filled(worker, mm, fill, first, done)
     return done
 
@@ -511,6 +533,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     cdef uint64_t begun
     cdef int result = 0
     fill.keep = _keep_copies(engine, mm, write)
+    fill.plenty = log_free_slots(&engine.log) * 2 > engine.log.slots
     readahead_window(&mm.fills, page, &window)
     add_i64(&engine.counters.pages_readahead_used, window.confirmed)
     if not _plan(worker, mm, page, &window, &fill):

@@ -3,9 +3,11 @@
 
 import ctypes
 import os
+import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 SYS_USERFAULTFD = 323  # x86-64
@@ -28,6 +30,11 @@ def _checked(result: int) -> int:
 def become_subreaper() -> None:
     """From now on orphans among our descendants become our children."""
     _checked(_libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0))
+
+
+def die_with_parent() -> None:
+    """The end of the thread that made this process is its end."""
+    _checked(_libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0))
 
 
 def set_name(name: str) -> None:

@@ -27,18 +27,19 @@ cdef enum BlockState:
     BLOCK_WRITING           # in memory, and on its way to (area, slot)
     BLOCK_STORED            # in (area, slot); still in memory too while data is not NULL
 
-# Blocks that are being packed: by the evictor pages as they are; by the packer pages packed small, those that were
-# evicted just now apart from those that have been cold for long.
+# Blocks that are being packed: by the evictor pages as they are; by the packer pages packed small; by cleaning pages
+# that have outlived one block, apart from those that have outlived two.
 cdef enum:
     OPEN_PLAIN
     OPEN_PACKED
+    OPEN_WARM
     OPEN_COLD
     OPENS
 
 cdef enum:
     LIST_NONE
     LIST_QUEUE              # FULL blocks of plain pages, and others that are to be written next
-    LIST_TIER               # FULL blocks of packed pages, which may stay
+    LIST_TIER               # FULL blocks which may stay: of packed pages, and what no area has room for
     LIST_KEPT               # STORED blocks whose data is still in memory
     LISTS
 
@@ -53,7 +54,9 @@ cdef struct Block:
     uint8_t list
     uint8_t fetching        # on its way back into memory
     uint8_t packed          # its pages have different lengths
-    uint8_t settled         # not worth packing, or cold: to be written as it is
+    uint8_t plain           # its buffer is counted in Log.plain
+    uint8_t settled         # not worth packing, or cleaned: to be written as it is
+    uint8_t warm            # its pages have outlived a block
     uint8_t used_lately     # read since it was last looked at
     uint8_t reads           # from its area, since it was last fetched
     uint32_t slot           # place in the area, in blocks
@@ -83,8 +86,10 @@ cdef struct Log:
     pthread_mutex_t lock
     Block *blocks
     uint32_t block_end
+    uint32_t block_limit    # what it may be: blocks that an entry can name
+    uint32_t blocks_used    # that are not FREE
     uint32_t free_ids
-    uint32_t open[3]        # block ids, or NO_BLOCK
+    uint32_t open[4]        # block ids, or NO_BLOCK
     uint32_t clock          # blocks closed
     uint32_t dropped        # packed blocks that have left the memory
     Store areas[16]         # a block names its area by the place here
@@ -96,7 +101,7 @@ cdef struct Log:
     uint32_t buffers_made   # free or not
     uint32_t plain          # buffers that hold plain pages not written yet
     uint32_t plain_most     # ... and how many may
-    uint32_t tier_most      # FULL blocks of packed pages that may stay
+    uint32_t tier_most      # FULL blocks that may stay
     BlockList lists[4]
     bint writing            # one more is on its way to an area
     bint packs              # somebody packs: plain blocks may wait for it
@@ -116,9 +121,9 @@ cdef struct Log:
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil
 cdef void log_populate(Log *log) noexcept nogil
 cdef void log_deinit(Log *log) noexcept nogil
-cdef void log_changed(Log *log) noexcept nogil
-cdef bint log_buffer_add(Log *log) noexcept nogil
-cdef bint log_buffer_drop(Log *log) noexcept nogil
+cdef bint log_tier_grow(Log *log) noexcept nogil
+cdef uint32_t log_tier_shrink(Log *log, uint32_t blocks) noexcept nogil
+cdef bint log_buffer_drop(Log *log, uint32_t base) noexcept nogil
 cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil
 cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint8_t codec,
                      uint32_t stamp) noexcept nogil
@@ -136,11 +141,7 @@ cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_
 cdef int log_read_whole(Log *log, uint32_t block, uint8_t *into) noexcept nogil
 cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at, uint32_t length,
                         uint8_t *into) noexcept nogil
-cdef bint log_in_memory(Log *log, uint32_t block) noexcept nogil
-cdef void log_fetch(Log *log, uint32_t block) noexcept nogil
-cdef bint log_fetch_next(Log *log) noexcept nogil
-cdef uint8_t *log_fetched(Log *log, uint32_t block) noexcept nogil
 cdef int log_write_next(Log *log) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil
-cdef void log_list_take(Log *log, uint32_t at) noexcept nogil
-cdef void log_list_add(Log *log, int name, uint32_t at, bint first) noexcept nogil
+cdef void log_keep(Log *log, uint32_t at) noexcept nogil
+cdef void log_keep_in(Log *log, uint32_t at, uint8_t *buffer) noexcept nogil

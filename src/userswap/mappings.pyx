@@ -2,7 +2,7 @@
 """Mappings: which of a program's memory the engine takes into its care.
 
 Private anonymous memory is, whatever its protection is now: pages cannot be moved out of a mapping that is not
-writable or is locked (the kernel says so), but its first touches count, and its protection may change.
+writable, is executable or is locked (the kernel says so), but its first touches count, and its protection may change.
 Everything else (files, shared memory, huge pages of hugetlbfs, the main stack) stays the kernel's.
 
 A mapping is registered and then looked at for present pages, both under Mm.lock. An event of the program that

@@ -9,11 +9,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.unistd cimport close
 
+from userswap.blocks cimport log_changed
 from userswap.check cimport check_running
 from userswap.enter cimport enter_next
 from userswap.forks cimport forks_protect
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck
-from userswap.log cimport log_changed
 from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
 from userswap.spare cimport spare_look

@@ -23,8 +23,14 @@ cdef struct Pack:
     int64_t bytes
     int64_t cleaned         # live pages moved by cleaning, and what they came to
     int64_t cleaned_bytes
+    bint needed             # somebody waits for clean_lock who needs a slot
+    int64_t ahead           # blocks cleaned ahead of need, and what their pages came to
+    int64_t ahead_bytes
 
 cdef int pack_init(Pack *pack) noexcept nogil
 cdef void pack_deinit(Pack *pack) noexcept nogil
 cdef int pack_next(Log *log, Pack *pack) noexcept nogil
-cdef int pack_clean(Log *log, Pack *pack, bint leisurely) noexcept nogil
+cdef int pack_compact(Log *log, Pack *pack) noexcept nogil
+cdef int pack_clean(Log *log, Pack *pack) noexcept nogil
+cdef int pack_empty(Log *log, Pack *pack, uint32_t at) noexcept nogil
+cdef int pack_clean_ahead(Log *log, Pack *pack) noexcept nogil

@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Packing and cleaning: both move the live pages of one block into an open one.
+"""Packing, compaction and cleaning: all move the live pages of one block into an open one.
 
 The evictor packs pages as they are, which is fast, and they can be written so. While it does, the packer takes full
 blocks of plain pages that wait, oldest first, and packs their pages small (codec.pyx) into a block that may stay in
 memory. What it does not get to is written as it is, so nobody waits for it; what would not become smaller as well.
 
 Cleaning empties a block of an area of which much is dead, so that its slot can be written anew. Which one: that with
-the best ratio of benefit to cost, free space times age to what must be read and written, (1 - u) * age / (1 + u), u
-being the live share (Rosenblum and Ousterhout, The Design and Implementation of a Log-Structured File System, 1992).
-What is cleaned is cold, and goes to a block of its own: mixed with what was evicted just now it would soon have to be
-cleaned again.
+the best ratio of benefit to cost, free space times the root of age to what must be read and written,
+(1 - u) * sqrt(age) / (1 + u), u being the live share. Rosenblum and Ousterhout (The Design and Implementation of a
+Log-Structured File System, 1992) take the age itself: that writes more, both where overwrites are uniform and where
+nine of ten go to a tenth of the pages (bench/RESULTS.md).
+Compaction does the same for the memory tier, where a page that came in is dead: instead of being written, a thin block
+gives what is live in it to the open one.
+
+What is cleaned goes to blocks of its own: mixed with what was evicted just now it would soon have to be cleaned again.
+What has outlived one block may have done so as it is young; what has outlived two is cold, and apart from the others
+for the same reason (generations, as in a garbage collector). Cleaning is done when the evictor needs a slot, and ahead
+of that when nothing else is to be packed, slots become few and a budget allows it: what is cleaned ahead is packed as
+small as can be, but some of it would have died by itself.
 
 Who can run at the same moment, and what they see. A block is pinned while its pages move, so its bytes stay. Its pages
 may be given back meanwhile, and their offsets be given to other pages: a page is moved only if its entry still names
@@ -17,9 +25,10 @@ its old place, looked at under Space.lock, under which it also gets the new one.
 pinned the old block, and reads the old copy.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from userswap.blocks cimport block_list_add, block_list_take, log_changed
 from userswap.codec cimport (
     CODEC_ZSTD,
     codec_pack,
@@ -35,28 +44,30 @@ from userswap.log cimport (
     BLOCK_STORED,
     BLOCK_WRITING,
     LIST_QUEUE,
+    LIST_TIER,
     NO_BLOCK,
     OPEN_COLD,
     OPEN_PACKED,
+    OPEN_WARM,
     Block,
     Place,
-    log_changed,
     log_commit,
+    log_free_slots,
     log_freed,
-    log_list_add,
-    log_list_take,
     log_place,
     log_read_whole,
     log_reserve,
     log_unpin_locked,
 )
-from userswap.space cimport LEAF_ENTRIES, space_word
+from userswap.space cimport space_word
 from userswap.system cimport (
     EAGAIN,
     EIO,
+    load_i64,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
+    pthread_mutex_trylock,
     pthread_mutex_unlock,
     sys_release,
     sys_reserve,
@@ -71,10 +82,17 @@ from userswap.types cimport (
     stored_stamp,
 )
 
+cdef extern from "<math.h>" nogil:
+    double sqrt(double)
+
 cdef enum:
     SAMPLES = 8             # pages of a block that tell whether it is worth packing
     WORTH = 7               # eighths that they must become smaller than
+    THIN = 4                # one page of so many is dead in a thin block
     LEAST_DEAD = 16         # one page of so many
+    AHEAD_DEAD = 4          # ... where there is time to wait for more
+    AHEAD_FREE = 8          # one slot of so many is free: fewer are few
+    BUDGET = 4              # of so many bytes that are written one may be for cleaning ahead
     NOBODY = 1 << 30
 
 
@@ -110,10 +128,7 @@ cdef void pack_deinit(Pack *pack) noexcept nogil:
 
 cdef bint _still_there(Log *log, uint32_t offset, uint32_t block, uint32_t index) noexcept nogil:
     """Whether the entry names this place. Space.lock is held."""
-    cdef uint64_t word
-    if log.space.leaves[offset // LEAF_ENTRIES].words == NULL:
-        return False
-    word = space_word(log.space, offset)
+    cdef uint64_t word = space_word(log.space, offset)
     return entry_state(word) == STORED and stored_block(word) == block and stored_index(word) == index
 
 
@@ -166,6 +181,27 @@ cdef int _move_page(Log *log, Mover *mover, uint32_t block, uint32_t index, cons
     return result
 
 
+# ---- one full block in memory
+
+cdef void _spend(Log *log, uint32_t at) noexcept nogil:
+    """Takes and pins a block, to pack its pages into another. Log.lock is held."""
+    block_list_take(log, at)
+    log.blocks[at].state = BLOCK_SPENT
+    log.blocks[at].pins += 1
+
+
+cdef void _spent(Log *log, uint32_t at, int name, bint settled) noexcept nogil:
+    """Lets go of it: back to the list, as the oldest, if pages are left; to be written as it is, if `settled`."""
+    pthread_mutex_lock(&log.lock)
+    if log.blocks[at].live > 0:
+        log.blocks[at].state = BLOCK_FULL
+        log.blocks[at].settled = settled
+        block_list_add(log, name, at, True)
+    log_unpin_locked(log, at)
+    log_changed(log)
+    pthread_mutex_unlock(&log.lock)
+
+
 # ---- packing
 
 cdef uint32_t _pack_begin(Log *log) noexcept nogil:
@@ -176,23 +212,9 @@ cdef uint32_t _pack_begin(Log *log) noexcept nogil:
     while at != NO_BLOCK and log.blocks[at].settled:
         at = log.blocks[at].next
     if at != NO_BLOCK:
-        log_list_take(log, at)
-        log.blocks[at].state = BLOCK_SPENT
-        log.blocks[at].pins += 1
+        _spend(log, at)
     pthread_mutex_unlock(&log.lock)
     return at
-
-
-cdef void _pack_end(Log *log, uint32_t at, bint settled) noexcept nogil:
-    """Of a block of which pages are left: to be written as it is, if `settled`."""
-    pthread_mutex_lock(&log.lock)
-    if log.blocks[at].live > 0:
-        log.blocks[at].state = BLOCK_FULL
-        log.blocks[at].settled = settled
-        log_list_add(log, LIST_QUEUE, at, True)
-    log_unpin_locked(log, at)
-    log_changed(log)
-    pthread_mutex_unlock(&log.lock)
 
 
 cdef bint _is_worth_it(Log *log, Mover *mover, Block *block) noexcept nogil:
@@ -228,20 +250,62 @@ cdef int pack_next(Log *log, Pack *pack) noexcept nogil:
             break
         pack.pages += result > 0
         pack.bytes += result
-    _pack_end(log, at, not worth or result >= 0)
+    _spent(log, at, LIST_QUEUE, not worth or result >= 0)
+    return result if result < 0 else 1
+
+
+# ---- compaction of the memory tier
+
+cdef uint32_t _compact_begin(Log *log) noexcept nogil:
+    """Takes and pins the block of the tier of which most is dead, if that is enough, or gives NO_BLOCK. Log.lock is
+    held."""
+    cdef uint32_t at = log.lists[LIST_TIER].first
+    cdef uint32_t best = NO_BLOCK
+    cdef double least = 1 - 1.0 / THIN
+    cdef Block *block
+    while at != NO_BLOCK:
+        block = &log.blocks[at]
+        if block.pins == 0 and <double>block.live / block.used < least:
+            best = at
+            least = <double>block.live / block.used
+        at = block.next
+    if best != NO_BLOCK:
+        _spend(log, best)
+    return best
+
+
+cdef int pack_compact(Log *log, Pack *pack) noexcept nogil:
+    """Moves what is live in a thin block of the full tier to the open one: cheaper than to write it. Returns 1, 0 if
+    there was none, or -errno."""
+    cdef uint32_t at = NO_BLOCK
+    cdef uint32_t index
+    cdef int result = 0
+    pthread_mutex_lock(&log.lock)
+    if log.lists[LIST_TIER].count >= log.tier_most:
+        at = _compact_begin(log)
+    pthread_mutex_unlock(&log.lock)
+    if at == NO_BLOCK:
+        return 0
+    for index in range(log.blocks[at].used):
+        result = _move_page(log, &pack.packing, at, index, log.blocks[at].data, OPEN_PACKED, False)
+        if result < 0:
+            break
+    _spent(log, at, LIST_TIER, log.blocks[at].settled)
     return result if result < 0 else 1
 
 
 # ---- cleaning
 
-cdef double _gain(Log *log, Block *block) noexcept nogil:
-    """Benefit by cost. A block that is almost full is only cleaned where there is no other, however old it is."""
+cdef double _gain(Log *log, Block *block, bint ahead) noexcept nogil:
+    """Benefit by cost. A block that is almost full is only cleaned where there is no other, the emptiest of these
+    however young it is, and not ahead of need."""
     cdef double live = <double>block.live / block.used
-    cdef double gain = (1 - live) * (log.clock - block.born + 1) / (1 + live)
-    return gain if (block.used - block.live) * LEAST_DEAD >= block.used else gain / 1e9
+    if (block.used - block.live) * <uint32_t>(AHEAD_DEAD if ahead else LEAST_DEAD) >= block.used:
+        return (1 - live) * sqrt(log.clock - block.born + 1) / (1 + live)
+    return 0 if ahead else (1 - live) / 1e9
 
 
-cdef uint32_t _choose(Log *log, bint *busy) noexcept nogil:
+cdef uint32_t _choose(Log *log, bint ahead, bint *busy) noexcept nogil:
     """Pins and returns the stored block that it is best to clean, or NO_BLOCK. *busy: one with fewer live pages is just
     being read or written."""
     cdef uint32_t at
@@ -254,7 +318,7 @@ cdef uint32_t _choose(Log *log, bint *busy) noexcept nogil:
     for at in range(log.block_end):
         block = &log.blocks[at]
         if block.state == BLOCK_STORED and block.pins == 0:
-            gain = _gain(log, block)
+            gain = _gain(log, block, ahead)
             if gain > best_gain:
                 best = at
                 best_gain = gain
@@ -268,44 +332,91 @@ cdef uint32_t _choose(Log *log, bint *busy) noexcept nogil:
     return best
 
 
-cdef int _clean_block(Log *log, Pack *pack, uint32_t at, bint cold) noexcept nogil:
+cdef int _clean_block(Log *log, Pack *pack, uint32_t at, bint ahead) noexcept nogil:
+    """Moves all live pages of a pinned block; ahead of need until somebody needs a slot, which has its own block to
+    clean."""
     cdef Block *block = &log.blocks[at]
     cdef uint8_t *data = block.data      # stays: the block is pinned
+    cdef int which = OPEN_COLD if block.warm else OPEN_WARM
     cdef uint32_t index
     cdef int result = 0
     if data == NULL:
         data = pack.scratch
         result = log_read_whole(log, at, data)
     for index in range(block.used):
-        if result < 0:
+        if result < 0 or (ahead and pack.needed):
             break
-        result = _move_page(log, &pack.cleaning, at, index, data, OPEN_COLD, cold)
+        result = _move_page(log, &pack.cleaning, at, index, data, which, ahead)
         pack.cleaned += result > 0
         pack.cleaned_bytes += result if result > 0 else 0
         pthread_mutex_lock(&log.lock)
-        if log.open[OPEN_COLD] != NO_BLOCK:
-            log.blocks[log.open[OPEN_COLD]].born = max(log.blocks[log.open[OPEN_COLD]].born, block.born)
+        if log.open[which] != NO_BLOCK:
+            log.blocks[log.open[which]].born = max(log.blocks[log.open[which]].born, block.born)
         pthread_mutex_unlock(&log.lock)
     return result if result < 0 else 0
 
 
-cdef int pack_clean(Log *log, Pack *pack, bint leisurely) noexcept nogil:
-    """Empties one stored block, by packing its live pages again, as small as can be if there is time.
-
-    Returns the number of pages that were dead in it (what is gained; 0 means that cleaning cannot help), or -errno,
-    -EAGAIN where a better block was just in use. Call without any lock."""
+cdef int _clean(Log *log, Pack *pack, bint ahead) noexcept nogil:
+    """As pack_clean, with clean_lock held."""
     cdef bint busy
-    cdef uint32_t at, dead
+    cdef uint32_t dead
+    cdef uint32_t at = _choose(log, ahead, &busy)
     cdef int result
-    pthread_mutex_lock(&pack.clean_lock)
-    at = _choose(log, &busy)
     if at == NO_BLOCK:
-        pthread_mutex_unlock(&pack.clean_lock)
         return -EAGAIN if busy else 0
     dead = log.blocks[at].used - log.blocks[at].live
-    result = _clean_block(log, pack, at, leisurely)
+    result = _clean_block(log, pack, at, ahead)
     pthread_mutex_lock(&log.lock)
     log_unpin_locked(log, at)
     pthread_mutex_unlock(&log.lock)
-    pthread_mutex_unlock(&pack.clean_lock)
     return result if result < 0 else <int>dead
+
+
+cdef int pack_clean(Log *log, Pack *pack) noexcept nogil:
+    """Empties one stored block, as a slot is needed, by packing its live pages again.
+
+    Returns the number of pages that were dead in it (what is gained; 0 means that cleaning cannot help), or -errno,
+    -EAGAIN where a better block was just in use. Call without any lock, by one thread."""
+    cdef int result
+    pack.needed = True
+    pthread_mutex_lock(&pack.clean_lock)
+    pack.needed = False
+    result = _clean(log, pack, False)
+    pthread_mutex_unlock(&pack.clean_lock)
+    return result
+
+
+cdef int pack_empty(Log *log, Pack *pack, uint32_t at) noexcept nogil:
+    """Moves the live pages of a block that the caller has pinned. Returns 0 or -errno. Call without any lock."""
+    cdef int result
+    pthread_mutex_lock(&pack.clean_lock)
+    result = _clean_block(log, pack, at, False)
+    pthread_mutex_unlock(&pack.clean_lock)
+    return result
+
+
+# ---- cleaning ahead of need
+
+cdef bint _is_due(Log *log, Pack *pack) noexcept nogil:
+    """Whether slots are few, and the budget allows to clean a block: it grows with all that is written, so that it is
+    spent as fast as pages die."""
+    cdef int64_t written = 0
+    cdef int at
+    for at in range(log.area_count):
+        written += load_i64(&log.areas[at].bytes_written)
+    return log_free_slots(log) * AHEAD_FREE < log.slots and pack.ahead_bytes * BUDGET <= written
+
+
+cdef int pack_clean_ahead(Log *log, Pack *pack) noexcept nogil:
+    """Empties one stored block of which much is dead, if it is time for that. Returns how many pages were; 0: nothing
+    can be done before the log changes. Who needs a block that cannot be read tells of the error."""
+    cdef int64_t before
+    cdef int result
+    if not _is_due(log, pack) or pthread_mutex_trylock(&pack.clean_lock) != 0:
+        return 0
+    before = pack.cleaned_bytes
+    result = _clean(log, pack, True)
+    pack.ahead_bytes += pack.cleaned_bytes - before
+    pthread_mutex_unlock(&pack.clean_lock)
+    pack.ahead += result > 0
+    return max(result, 0)

@@ -9,6 +9,7 @@ from userswap.system cimport pthread_mutex_t
 cdef enum:
     NAME_BYTES = 16
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
+    OWN_MAX = 16                # as many as there can be areas
 
 cdef struct Process:
     pid_t pid
@@ -34,6 +35,10 @@ cdef struct Process:
     uint64_t found_at       # us
     char name[16]
 
+cdef struct OwnProcess:     # one of ours below the engine that is no helper: not of the tree, whatever it starts
+    pid_t pid
+    int statm
+
 cdef struct ProcessList:
     Process **items
     uint32_t count
@@ -43,6 +48,8 @@ cdef struct Tree:
     # Guards the list of all, and what is counted of each.
     pthread_mutex_t lock
     ProcessList all         # the sampler's, which finds processes and frees those that are forgotten
+    OwnProcess own[16]      # OWN_MAX
+    int own_count
     ProcessList look        # the monitor's: those of its present look
     pid_t root              # the engine: all below it is the tree, orphans come to it
     int loadavg             # /proc/loadavg: tells when a process was made
@@ -55,6 +62,10 @@ cdef struct Tree:
     int64_t most            # what it would have been if nothing were shared: there cannot be more
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
+cdef int tree_add_own(Tree *tree, pid_t pid) noexcept nogil
+cdef void tree_remove_own(Tree *tree, pid_t pid) noexcept nogil
+cdef bint tree_is_own(Tree *tree, pid_t pid) noexcept nogil
+cdef int64_t tree_own_pages(Tree *tree) noexcept nogil
 cdef void tree_find(Tree *tree) noexcept nogil
 cdef void tree_begin_look(Tree *tree) noexcept nogil
 cdef void tree_end_look(Tree *tree) noexcept nogil

@@ -17,6 +17,7 @@ from posix.unistd cimport close
 
 from userswap.system cimport (
     DIR,
+    ENOSPC,
     closedir,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -59,6 +60,72 @@ cdef bint _list_add(ProcessList *processes, Process *process) noexcept nogil:
     return True
 
 
+# ---- processes of ours that are not of the tree: Python's, which starts and ends them
+
+cdef int tree_add_own(Tree *tree, pid_t pid) noexcept nogil:
+    """A process that was made just now, and is not being entered. Returns 0, or -errno where it is gone already or one
+    too many."""
+    cdef uint32_t at
+    cdef int statm = sys_open_proc(pid, b"statm")
+    if statm < 0:
+        return statm
+    pthread_mutex_lock(&tree.lock)
+    if tree.own_count == OWN_MAX:
+        pthread_mutex_unlock(&tree.lock)
+        close(statm)
+        return -ENOSPC
+    tree.own[tree.own_count].pid = pid
+    tree.own[tree.own_count].statm = statm
+    tree.own_count += 1
+    for at in range(tree.all.count):
+        if tree.all.items[at].pid == pid:
+            tree.all.items[at].gone = True      # the sampler was quicker
+    pthread_mutex_unlock(&tree.lock)
+    return 0
+
+
+cdef void tree_remove_own(Tree *tree, pid_t pid) noexcept nogil:
+    """It has ended."""
+    cdef int at
+    pthread_mutex_lock(&tree.lock)
+    for at in range(tree.own_count):
+        if tree.own[at].pid == pid:
+            close(tree.own[at].statm)
+            tree.own_count -= 1
+            tree.own[at] = tree.own[tree.own_count]
+            break
+    pthread_mutex_unlock(&tree.lock)
+
+
+cdef bint _is_own(Tree *tree, pid_t pid) noexcept nogil:
+    """Tree.lock is held."""
+    cdef int at
+    for at in range(tree.own_count):
+        if tree.own[at].pid == pid:
+            return True
+    return False
+
+
+cdef bint tree_is_own(Tree *tree, pid_t pid) noexcept nogil:
+    cdef bint found
+    pthread_mutex_lock(&tree.lock)
+    found = _is_own(tree, pid)
+    pthread_mutex_unlock(&tree.lock)
+    return found
+
+
+cdef int64_t tree_own_pages(Tree *tree) noexcept nogil:
+    """Resident anonymous pages of all of them."""
+    cdef uint64_t mapped
+    cdef int64_t pages = 0
+    cdef int at
+    pthread_mutex_lock(&tree.lock)
+    for at in range(tree.own_count):
+        pages += max(anonymous_pages(tree.own[at].statm, &mapped), <int64_t>0)
+    pthread_mutex_unlock(&tree.lock)
+    return pages
+
+
 # ---- finding: the sampler's
 
 cdef Process *_find(Tree *tree, pid_t pid) noexcept nogil:
@@ -88,7 +155,7 @@ cdef void _read_name(Process *process) noexcept nogil:
 
 
 cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
-    """NULL when the process is gone or memory is short."""
+    """NULL when the process is gone, or is not of the tree, or memory is short."""
     cdef bint added
     cdef Process *known = _find(tree, parent)
     cdef Process *process = <Process *>calloc(1, sizeof(Process))
@@ -106,7 +173,7 @@ cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
     process.anonymous = anonymous_pages(process.statm, &process.mapped)
     _read_name(process)
     pthread_mutex_lock(&tree.lock)
-    added = _list_add(&tree.all, process)
+    added = not _is_own(tree, pid) and _list_add(&tree.all, process)
     pthread_mutex_unlock(&tree.lock)
     if added:
         return process

@@ -12,13 +12,22 @@ from userswap.ram import parse_ram
 class Request:
     """A command line of `run`, as typed."""
 
-    __slots__ = ("command", "quiet", "ram", "stats", "swap")
+    __slots__ = ("command", "entry_bits", "quiet", "ram", "stats", "swap")
 
-    def __init__(self, ram: str, swap: list[str], stats: str | None, quiet: bool, command: list[str]) -> None:
+    def __init__(
+        self,
+        ram: str,
+        swap: list[str],
+        stats: str | None,
+        quiet: bool,
+        entry_bits: int,
+        command: list[str],
+    ) -> None:
         self.ram = ram
         self.swap = swap
         self.stats = stats
         self.quiet = quiet
+        self.entry_bits = entry_bits
         self.command = command
 
 
@@ -34,11 +43,11 @@ def run(request: Request) -> int:
     pid = os.fork()
     if pid == 0:
         front_end.close()
-        process = supervisor.Supervisor(engine_end, opened, stats_path, request.quiet)
+        process = supervisor.Supervisor(engine_end, opened, stats_path, request.quiet, request.entry_bits)
         _be_engine(process, ram_limit_bytes, inherited, request)
     engine_end.close()
     for area in opened:
-        os.close(area.fd)
+        area.close()
     inherited.detach()
     return front.Front(pid, front_end).serve()
 

@@ -13,7 +13,7 @@ the last sample. All that may take longer is the monitor's, which is woken after
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.limit cimport limit_near, limit_near_at, room_sampled
-from userswap.processes cimport TOUCH_PAGES_A_MS, anonymous_pages, tree_find, tree_sample
+from userswap.processes cimport TOUCH_PAGES_A_MS, anonymous_pages, tree_find, tree_own_pages, tree_sample
 from userswap.system cimport (
     PRIORITY_SAMPLER,
     load_i64,
@@ -32,11 +32,11 @@ cdef enum:
 
 
 cdef int64_t _own_pages(Engine *engine) noexcept nogil:
-    """The engine's own memory and the front process'."""
+    """The engine's own memory, that of the front process and of those that keep blocks."""
     cdef uint64_t mapped
     cdef int64_t own = anonymous_pages(engine.own_statm, &mapped)
     cdef int64_t front = anonymous_pages(engine.front_statm, &mapped)
-    return max(own, <int64_t>0) + max(front, <int64_t>0)
+    return max(own, <int64_t>0) + max(front, <int64_t>0) + tree_own_pages(&engine.tree)
 
 
 cdef void _sample(Engine *engine) noexcept nogil:

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from userswap.log cimport Log
+from userswap.log cimport Block, Log
 from userswap.stores cimport Store
 
 cdef enum:
@@ -12,6 +12,7 @@ cdef enum:
 
 cdef void slots_order_areas(Log *log) noexcept nogil
 cdef uint64_t slots_free_of(Store *area) noexcept nogil
+cdef bint slots_keep_copies(Log *log, Block *block) noexcept nogil
 cdef uint32_t slot_take(Log *log, Store *area) noexcept nogil
 cdef void slot_return(Log *log, Store *area, uint32_t slot) noexcept nogil
 cdef bint slots_discard_next(Log *log) noexcept nogil

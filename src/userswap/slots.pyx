@@ -33,6 +33,13 @@ cdef uint64_t slots_free_of(Store *area) noexcept nogil:
     return <uint64_t>(area.slots - area.slot_end) + area.returned_count
 
 
+cdef bint slots_keep_copies(Log *log, Block *block) noexcept nogil:
+    """Whether pages that come in from a stored block keep their copies there as long as they stay clean: where its area
+    wants that and has plenty of room. No lock: an answer that is out of date does no harm."""
+    cdef Store *area = &log.areas[block.area]
+    return not area.frees and slots_free_of(area) * 2 > area.slots
+
+
 cdef uint32_t slot_take(Log *log, Store *area) noexcept nogil:
     if slots_free_of(area) == 0:
         return NO_SLOT

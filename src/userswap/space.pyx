@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The swapper space: a radix tree of two levels, whose root is reserved address space.
 
-The root (24 bytes for each leaf of 512 entries) is touched only where it is used, a leaf is made on demand
-and freed when its last entry is, so an offset that is not in use costs nothing. Offsets are handed out leaf
-by leaf, so that pages evicted together have neighbouring entries.
+The root (32 bytes for each leaf of 512 entries) is touched only where it is used. The memory of a leaf is taken when
+its first entry is and given back when its last entry is freed, so an offset that is not in use costs nothing. It is
+handed out from slabs of address space and stays the leaf's: malloc's header before each page would take a page more.
+Offsets are handed out leaf by leaf, so that pages evicted together have neighbouring entries.
+
+In the layout of 32 bits
+  - most counts fit in three bits, and what is more is in the leaf's continuation: 512 numbers of 16 bits, made for
+    the first count that needs one and freed with the last. (So Linux continues its swap_map, a page of counts at a
+    time.) A fork counts whole runs of entries, so an array for a leaf is filled better than a table of offsets.
+  - there is no room for a stamp. A leaf has the mean of those of its entries: exact where they were evicted together,
+    as they mostly are. Where they were not, it is right on the average, but does not tell them apart.
 
 All functions but space_init and space_word want Space.lock held; none fails except where said.
 """
@@ -13,19 +21,31 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from userswap.system cimport (
+    load_u32,
     load_u64,
     pthread_mutex_destroy,
     pthread_mutex_init,
+    store_u32,
     store_u64,
+    sys_drop,
     sys_release,
     sys_reserve,
+    sys_reserve_pages,
 )
 from userswap.types cimport (
     CACHED,
-    COUNT_MAX,
+    COUNT_EVER,
+    COUNT_MORE,
+    COUNT_SHIFT,
     FREE,
+    NARROW_BLOCKS,
+    NARROW_EVER,
+    NARROW_MORE,
+    NARROW_SHIFT,
     OFFSET_BITS,
     PAGE_BYTES,
+    PAYLOAD_SHIFT,
+    STAMP_SHIFT,
     STORED,
     entry_count,
     entry_make,
@@ -36,18 +56,20 @@ from userswap.types cimport (
     stored_payload,
 )
 
-cdef extern from "<stdlib.h>" nogil:
-    void *aligned_alloc(size_t, size_t)
-
 cdef enum:
     FILL_WORDS = 1 << 20
+    SLAB_LEAVES = 512
+    MORE_MAX = 0xFFFF
+    STAMP_FRACTION = 20
 
 
-cdef int space_init(Space *space) noexcept nogil:
-    """Returns 0, or -ENOMEM. An engine has one space for its whole life."""
+cdef int space_init(Space *space, int bits) noexcept nogil:
+    """With entries of 64 bits, or of 32. Returns 0, or -ENOMEM. An engine has one space for its whole life."""
     memset(space, 0, sizeof(Space))
     pthread_mutex_init(&space.lock, NULL)
+    _lay_out(space, bits == 32)
     space.leaf_limit = (1 << OFFSET_BITS) // LEAF_ENTRIES
+    space.more_limit = space.leaf_limit
     space.leaves = <Leaf *>sys_reserve(space.leaf_limit * sizeof(Leaf))
     space.fill_words = <uint64_t *>sys_reserve(FILL_WORDS * sizeof(uint64_t))
     space.fill_limit = FILL_WORDS
@@ -57,19 +79,86 @@ cdef int space_init(Space *space) noexcept nogil:
     return 0
 
 
+cdef void _lay_out(Space *space, bint narrow) noexcept nogil:
+    space.narrow = narrow
+    space.leaf_bytes = LEAF_ENTRIES * (sizeof(uint32_t) if narrow else sizeof(uint64_t))
+    space.count_more = NARROW_MORE if narrow else COUNT_MORE
+    space.count_ever = NARROW_EVER if narrow else COUNT_EVER
+    space.payload_shift = NARROW_SHIFT if narrow else PAYLOAD_SHIFT
+    space.data_bits = 24 if narrow else 45
+    space.block_limit = NARROW_BLOCKS if narrow else 1 << 24
+
+
 cdef void space_deinit(Space *space) noexcept nogil:
     cdef uint32_t at
     for at in range(space.leaf_end):
-        free(space.leaves[at].words)
+        free(space.leaves[at].more)
+        if at % SLAB_LEAVES == 0:
+            sys_release(space.leaves[at].words, SLAB_LEAVES * space.leaf_bytes)
     sys_release(space.leaves, space.leaf_limit * sizeof(Leaf))
     sys_release(space.fill_words, FILL_WORDS * sizeof(uint64_t))
     free(space.fill_index)
     pthread_mutex_destroy(&space.lock)
 
 
+# ---- words, as they are in their leaf
+
+cdef uint64_t _load(Space *space, uint32_t offset) noexcept nogil:
+    cdef void *words = space.leaves[offset // LEAF_ENTRIES].words
+    if space.narrow:
+        return load_u32(<uint32_t *>words + offset % LEAF_ENTRIES)
+    return load_u64(<uint64_t *>words + offset % LEAF_ENTRIES)
+
+
+cdef void _save(Space *space, uint32_t offset, uint64_t word) noexcept nogil:
+    cdef void *words = space.leaves[offset // LEAF_ENTRIES].words
+    if space.narrow:
+        store_u32(<uint32_t *>words + offset % LEAF_ENTRIES, <uint32_t>word)
+    else:
+        store_u64(<uint64_t *>words + offset % LEAF_ENTRIES, word)
+
+
+cdef uint32_t _count(Space *space, uint64_t word) noexcept nogil:
+    return <uint32_t>(word >> COUNT_SHIFT) & space.count_ever
+
+
+cdef uint64_t _counted(Space *space, uint64_t word, uint32_t count) noexcept nogil:
+    """The word with this count."""
+    return (word & ~(<uint64_t>space.count_ever << COUNT_SHIFT)) | (<uint64_t>count << COUNT_SHIFT)
+
+
+cdef uint64_t _make(Space *space, Leaf *leaf, uint32_t state, uint32_t count, uint64_t payload) noexcept nogil:
+    if space.narrow and state == STORED:
+        _stamp_leaf(leaf, <uint32_t>(payload >> STAMP_SHIFT))
+        payload &= (<uint64_t>1 << STAMP_SHIFT) - 1
+    return <uint64_t>state | (<uint64_t>count << COUNT_SHIFT) | (payload << space.payload_shift)
+
+
+cdef uint64_t _widened(const Leaf *leaf, uint32_t word) noexcept nogil:
+    """A word of 32 bits as one of 64."""
+    cdef uint32_t state = word & 3
+    cdef uint32_t count = (word >> COUNT_SHIFT) & NARROW_EVER
+    cdef uint64_t payload = word >> NARROW_SHIFT
+    if state == STORED:
+        payload |= <uint64_t>(leaf.stamp >> STAMP_FRACTION) << STAMP_SHIFT
+    if count >= NARROW_MORE:
+        count += COUNT_MORE - NARROW_MORE
+    return entry_make(state, count, payload)
+
+
+cdef void _stamp_leaf(Leaf *leaf, uint32_t stamp) noexcept nogil:
+    """One of its entries was evicted now: this goes into the mean, with the weight of one entry in use. What a page
+    that only moves brings along is that mean itself."""
+    if leaf.stamps > 0 and leaf.stamp >> STAMP_FRACTION == stamp:
+        return
+    leaf.stamps = min(<uint16_t>(leaf.stamps + 1), leaf.used)
+    leaf.stamp += ((stamp << STAMP_FRACTION) - leaf.stamp) // leaf.stamps
+
+
+# ---- leaves
+
 cdef void _list_add(Space *space, uint32_t at) noexcept nogil:
     cdef Leaf *leaf = &space.leaves[at]
-    leaf.listed = 1
     leaf.previous = NO_LEAF
     leaf.next = space.room
     if space.room != NO_LEAF:
@@ -79,7 +168,6 @@ cdef void _list_add(Space *space, uint32_t at) noexcept nogil:
 
 cdef void _list_remove(Space *space, uint32_t at) noexcept nogil:
     cdef Leaf *leaf = &space.leaves[at]
-    leaf.listed = 0
     if leaf.previous != NO_LEAF:
         space.leaves[leaf.previous].next = leaf.next
     else:
@@ -88,123 +176,192 @@ cdef void _list_remove(Space *space, uint32_t at) noexcept nogil:
         space.leaves[leaf.next].previous = leaf.previous
 
 
-cdef uint32_t _leaf_with_room(Space *space) noexcept nogil:
-    """NO_LEAF when the space is full or memory for a leaf cannot be had."""
-    cdef uint32_t at = space.room
-    cdef Leaf *leaf
-    if at == NO_LEAF:
-        if space.leaf_end == space.leaf_limit:
-            return NO_LEAF
-        at = space.leaf_end
-        space.leaf_end += 1
-        _list_add(space, at)
-    leaf = &space.leaves[at]
+cdef bint _leaf_begin(Space *space, uint32_t at) noexcept nogil:
+    """Gives its place to a leaf that is used for the first time, after all before it. False without address space."""
+    cdef Leaf *leaf = &space.leaves[at]
+    if at % SLAB_LEAVES == 0:
+        leaf.words = sys_reserve_pages(SLAB_LEAVES * space.leaf_bytes)
+    else:
+        leaf.words = <uint8_t *>space.leaves[at - 1].words + space.leaf_bytes
     if leaf.words == NULL:
-        leaf.words = <uint64_t *>aligned_alloc(PAGE_BYTES, PAGE_BYTES)
-        if leaf.words == NULL:
-            return NO_LEAF
-        memset(leaf.words, 0, PAGE_BYTES)
-        space.leaf_pages += 1
-        if at == 0:      # offset 0 means "no offset" in a page table
-            leaf.words[0] = entry_make(CACHED, COUNT_MAX, 0)
-            leaf.used = 1
-    return at
+        return False
+    space.leaf_end += 1
+    _list_add(space, at)
+    if at == 0:      # offset 0 means "no offset" in a page table
+        _save(space, 0, _make(space, leaf, CACHED, space.count_ever, 0))
+        leaf.used = 1
+        space.leaf_count = 1
+    return True
 
 
-cdef uint32_t _free_index(Leaf *leaf) noexcept nogil:
+cdef uint32_t _leaf_with_room(Space *space) noexcept nogil:
+    """NO_LEAF when the space is full or address space for a leaf cannot be had."""
+    if space.room == NO_LEAF and (space.leaf_end == space.leaf_limit or not _leaf_begin(space, space.leaf_end)):
+        return NO_LEAF
+    return space.room
+
+
+cdef void _leaf_drop(Space *space, uint32_t at) noexcept nogil:
+    """Its last entry has been freed: all its words are 0. Leaves of half a page go in pairs."""
+    space.leaf_count -= 1
+    if not space.narrow:
+        sys_drop(space.leaves[at].words, PAGE_BYTES)
+    elif space.leaves[at ^ 1].used == 0:
+        sys_drop(space.leaves[at & ~<uint32_t>1].words, PAGE_BYTES)
+
+
+cdef uint32_t _free_offset(Space *space, uint32_t at) noexcept nogil:
+    """One in a leaf that has room."""
     # Entries are mostly freed in runs and handed out in order, so the next free word is mostly at `used`.
-    cdef uint32_t at, step
-    for step in range(LEAF_ENTRIES):
-        at = (leaf.used + step) % LEAF_ENTRIES
-        if entry_state(leaf.words[at]) == FREE:
-            return at
-    return LEAF_ENTRIES
+    cdef uint32_t step = space.leaves[at].used
+    while entry_state(_load(space, at * LEAF_ENTRIES + step % LEAF_ENTRIES)) != FREE:
+        step += 1
+    return at * LEAF_ENTRIES + step % LEAF_ENTRIES
 
+
+# ---- entries
 
 cdef uint32_t space_allocate(Space *space, uint64_t word) noexcept nogil:
-    """A free offset, its entry set to `word` (not FREE); 0 when there is none."""
+    """A free offset, its entry set to `word`: not FREE, of a count below NARROW_MORE or COUNT_EVER. 0 when there is
+    none."""
     cdef uint32_t at = _leaf_with_room(space)
-    cdef uint32_t index
+    cdef uint32_t count = entry_count(word)
+    cdef uint32_t offset
     cdef Leaf *leaf
     if at == NO_LEAF:
         return 0
     leaf = &space.leaves[at]
-    index = _free_index(leaf)
-    store_u64(&leaf.words[index], word)
+    offset = _free_offset(space, at)
+    space.leaf_count += leaf.used == 0
     leaf.used += 1
     space.entries += 1
     if leaf.used == LEAF_ENTRIES:
         _list_remove(space, at)
-    return at * LEAF_ENTRIES + index
+    count = space.count_ever if count == COUNT_EVER else count
+    _save(space, offset, _make(space, leaf, entry_state(word), count, entry_payload(word)))
+    return offset
 
 
 cdef uint64_t space_word(Space *space, uint32_t offset) noexcept nogil:
-    """The entry; the caller holds a count of it or the lock."""
-    return load_u64(&space.leaves[offset // LEAF_ENTRIES].words[offset % LEAF_ENTRIES])
+    """The entry, in the layout of 64 bits; the caller holds a count of it or the lock. Its count is what space_count
+    says, or COUNT_MORE where that is more than is in the word."""
+    cdef uint64_t word = _load(space, offset)
+    return _widened(&space.leaves[offset // LEAF_ENTRIES], <uint32_t>word) if space.narrow else word
 
 
-cdef void space_set(Space *space, uint32_t offset, uint64_t word) noexcept nogil:
-    store_u64(&space.leaves[offset // LEAF_ENTRIES].words[offset % LEAF_ENTRIES], word)
+cdef void space_change(Space *space, uint32_t offset, uint32_t state, uint64_t payload) noexcept nogil:
+    """Another state, or another payload. The count stays."""
+    _save(space, offset, _make(space, &space.leaves[offset // LEAF_ENTRIES], state,
+                               _count(space, _load(space, offset)), payload))
 
 
 cdef void space_stamp(Space *space, uint32_t offset, uint32_t stamp) noexcept nogil:
     """The page was evicted anew, its copy being true still: where it is STORED, it was so now."""
     cdef uint64_t word = space_word(space, offset)
     if entry_state(word) == STORED:
-        space_set(space, offset, entry_make(STORED, entry_count(word),
-                                            stored_payload(stored_block(word), stored_index(word), stamp)))
+        space_change(space, offset, STORED, stored_payload(stored_block(word), stored_index(word), stamp))
+
+
+cdef void space_free(Space *space, uint32_t offset) noexcept nogil:
+    cdef uint32_t at = offset // LEAF_ENTRIES
+    cdef Leaf *leaf = &space.leaves[at]
+    if _more(space, offset) > 0:
+        _more_set(space, offset, 0)
+    _save(space, offset, 0)
+    if leaf.used == LEAF_ENTRIES:
+        _list_add(space, at)
+    leaf.used -= 1
+    leaf.stamps = min(leaf.stamps, leaf.used)
+    space.entries -= 1
+    if leaf.used == 0:
+        _leaf_drop(space, at)
+
+
+# ---- counts
+
+cdef uint32_t _more(Space *space, uint32_t offset) noexcept nogil:
+    """What the count is more than is in the word."""
+    cdef Leaf *leaf = &space.leaves[offset // LEAF_ENTRIES]
+    return 0 if leaf.more == NULL else leaf.more[offset % LEAF_ENTRIES]
+
+
+cdef bint _more_begin(Space *space, Leaf *leaf) noexcept nogil:
+    if space.more_count < space.more_limit:
+        leaf.more = <uint16_t *>calloc(LEAF_ENTRIES + 1, sizeof(uint16_t))
+    space.more_count += leaf.more != NULL
+    return leaf.more != NULL
+
+
+cdef bint _more_set(Space *space, uint32_t offset, uint32_t more) noexcept nogil:
+    """False, and nothing done, when it is too much or memory for the continuation cannot be had."""
+    cdef Leaf *leaf = &space.leaves[offset // LEAF_ENTRIES]
+    if more > MORE_MAX or (leaf.more == NULL and not _more_begin(space, leaf)):
+        return False
+    leaf.more[LEAF_ENTRIES] += (more > 0) - (leaf.more[offset % LEAF_ENTRIES] > 0)
+    leaf.more[offset % LEAF_ENTRIES] = <uint16_t>more
+    if leaf.more[LEAF_ENTRIES] == 0:
+        free(leaf.more)
+        leaf.more = NULL
+        space.more_count -= 1
+    return True
+
+
+cdef void _keep_for_ever(Space *space, uint32_t offset) noexcept nogil:
+    if _more(space, offset) > 0:
+        _more_set(space, offset, 0)
+    _save(space, offset, _counted(space, _load(space, offset), space.count_ever))
+
+
+cdef uint32_t space_count(Space *space, uint32_t offset) noexcept nogil:
+    """How many page tables and fills name the offset, or FOR_EVER."""
+    cdef uint32_t count = _count(space, _load(space, offset))
+    return FOR_EVER() if count == space.count_ever else count + _more(space, offset)
 
 
 cdef void space_get(Space *space, uint32_t offset) noexcept nogil:
-    """One more page table (or fill) names the offset. At its maximum the count sticks: the entry stays."""
-    cdef uint64_t word = space_word(space, offset)
-    cdef uint32_t count = entry_count(word)
-    if count < COUNT_MAX:
-        space_set(space, offset, entry_make(entry_state(word), count + 1, entry_payload(word)))
+    """One more page table (or fill) names the offset."""
+    cdef uint64_t word = _load(space, offset)
+    cdef uint32_t count = _count(space, word)
+    if count < space.count_more:
+        _save(space, offset, _counted(space, word, count + 1))
+    elif count == space.count_more and not _more_set(space, offset, _more(space, offset) + 1):
+        _keep_for_ever(space, offset)
 
 
 cdef uint64_t space_put(Space *space, uint32_t offset) noexcept nogil:
     """One less. Returns the entry as it was if this freed it, so that its block can be told; else 0.
 
     A CACHED entry at count 0 stays for its evictor to free."""
-    cdef uint64_t word = space_word(space, offset)
-    cdef uint32_t count = entry_count(word)
-    if count == COUNT_MAX:
+    cdef uint64_t word = _load(space, offset)
+    cdef uint32_t count = _count(space, word)
+    if count == space.count_ever:
         return 0
-    word = entry_make(entry_state(word), count - 1, entry_payload(word))
+    if count == space.count_more and _more(space, offset) > 0:
+        _more_set(space, offset, _more(space, offset) - 1)
+        return 0
     if count > 1 or entry_state(word) == CACHED:
-        space_set(space, offset, word)
+        _save(space, offset, _counted(space, word, count - 1))
         return 0
+    word = space_word(space, offset)
     space_free(space, offset)
     return word
 
 
-cdef void space_free(Space *space, uint32_t offset) noexcept nogil:
-    cdef uint32_t at = offset // LEAF_ENTRIES
-    cdef Leaf *leaf = &space.leaves[at]
-    store_u64(&leaf.words[offset % LEAF_ENTRIES], 0)
-    leaf.used -= 1
-    space.entries -= 1
-    if not leaf.listed:
-        _list_add(space, at)
-    if leaf.used == 0:
-        free(leaf.words)
-        leaf.words = NULL
-        space.leaf_pages -= 1
-
+# ---- repeated words
 
 cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil:
     """The payload that stands for a page of `value`, or NO_FILL_CODE when the table has no place for it (store
     the page then). The words that no short form codes are in a table, from which none is removed: 16 bytes each."""
-    cdef uint64_t low = (<uint64_t>1 << 45) - 1
+    cdef uint32_t spare = 64 - space.data_bits
+    cdef uint64_t low = (<uint64_t>1 << space.data_bits) - 1
     cdef uint32_t at
     if value <= low:
         return FILL_LOW | (value << 3)
-    if value & ((<uint64_t>1 << 19) - 1) == 0:
-        return FILL_HIGH | ((value >> 19) << 3)
-    if (value >> 44) == (<uint64_t>1 << 20) - 1:
+    if value << space.data_bits == 0:
+        return FILL_HIGH | ((value >> spare) << 3)
+    if ~value <= low >> 1:
         return FILL_SIGNED | ((value & low) << 3)
-    if (value >> 32) == <uint32_t>value:
+    if (value >> 32) == <uint32_t>value and <uint32_t>value <= low:
         return FILL_TWICE | (<uint64_t><uint32_t>value << 3)
     at = _fill_slot(space, value)
     if at < space.fill_slots and space.fill_index[at] != 0:
@@ -246,14 +403,13 @@ cdef bint _fill_grow(Space *space) noexcept nogil:
 cdef uint64_t space_fill_value(Space *space, uint64_t payload) noexcept nogil:
     cdef uint64_t form = payload & 7
     cdef uint64_t data = payload >> 3
-    cdef int64_t signed_value
+    cdef uint32_t spare = 64 - space.data_bits
     if form == FILL_LOW:
         return data
     if form == FILL_HIGH:
-        return data << 19
+        return data << spare
     if form == FILL_SIGNED:
-        signed_value = <int64_t>(data << 19)
-        return <uint64_t>(signed_value >> 19)
+        return <uint64_t>(<int64_t>(data << spare) >> spare)
     if form == FILL_TWICE:
         return data | (data << 32)
     return space.fill_words[data]

@@ -36,6 +36,7 @@ FIELDS = {
     "pages_vanished": "pages that the kernel had dropped on its own, after MADV_FREE",
     "swap_peak_bytes": "the most that the swap areas held at once",
     "blocks_cleaned": "blocks of a swap area whose live pages were packed anew, to gain room",
+    "blocks_cleaned_ahead": "of these, blocks cleaned before the room was needed",
     "store_bytes_written": "bytes written to swap areas",
     "store_writes": "writes to swap areas",
     "store_bytes_read": "bytes read from swap areas",
@@ -49,6 +50,8 @@ FIELDS = {
     "page_table_entries_visited": "page table entries that emptying swap areas has looked at",
     "swap_bytes": "what the swap areas held at the end",
     "entries": "entries of the swapper space in use at the end",
+    "blocks": "blocks in use at the end, in memory or in a swap area",
+    "entry_bits": "the size of an entry: 64, or what --entry-bits said",
     "processes_left_alone": "a list of the processes that the engine could not enter: pid, name, why",
 }
 

@@ -13,14 +13,16 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from userswap import cgroups, guard, launch, libc, statistics, tree
 from userswap.areas import Area, abandon_areas, release_areas
 from userswap.channel import Channel
 from userswap.control import Control
-from userswap.errors import EXIT_OWN_ERROR, UserswapError
-from userswap.front import complain
+from userswap.errors import EXIT_OWN_ERROR, UserswapError, reason
+from userswap.front import complain, describe
+from userswap.store_process import END_SECONDS, StoreProcess
 
 # Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
 TYPE_CHECKING = False
@@ -33,12 +35,16 @@ HELPER_NAME = "userswap-helper"
 class Supervisor:
     """Runs in the engine process, its signals blocked, until the last process of the tree has ended."""
 
-    def __init__(self, channel: Channel, areas: Sequence[Area], stats_path: str | None, quiet: bool) -> None:
+    def __init__(
+        self, channel: Channel, areas: Sequence[Area], stats_path: str | None, quiet: bool, entry_bits: int
+    ) -> None:
         self._channel: Channel | None = channel
         self._areas = dict(enumerate(areas))  # by their number in the engine
+        self._stores: dict[int, Area] = {}  # those of Python, by the pid of their process
         self._control: Control | None = None
         self._stats_path = stats_path
         self._quiet = quiet
+        self._entry_bits = entry_bits
         self._engine: Engine | None = None
         self._program = 0
         self._started = 0.0
@@ -61,7 +67,10 @@ class Supervisor:
 
     def _run(self, ram_limit_bytes: int, command: list[str], inherited: launch.Inherited) -> None:
         libc.become_subreaper()
+        self._start_stores()
         engine = self._engine = self._make_engine(ram_limit_bytes)
+        for pid in self._stores:
+            engine.add_own(pid)
         self._started = time.monotonic()
         self._program, pipe = launch.fork_program(command, inherited)
         self._leave_terminal()
@@ -71,7 +80,9 @@ class Supervisor:
             area.created_path = None
         self._introduce_program()
         engine.watch(self._program)
-        self._control = Control(engine, self._areas, self._poller, lambda: self._describe(engine))
+        self._control = Control(
+            engine, self._areas, self._poller, lambda: self._describe(engine), self._start_store
+        )
         self._serve(engine)
 
     def _make_engine(self, ram_limit_bytes: int) -> "Engine":
@@ -79,10 +90,103 @@ class Supervisor:
 
         return Engine(
             ram_limit_bytes,
-            [(area.fd, area.size_bytes) for area in self._areas.values()],
+            [(area.fd, area.size_bytes, area.frees, area.shared) for area in self._areas.values()],
             os.getppid(),
             not cgroups.cpu_is_limited(),
+            self._entry_bits,
         )
+
+    # ---- stores of Python
+
+    def _start_stores(self) -> None:
+        """Those of the command line, all at the same time."""
+        for area in self._areas.values():
+            if area.process is not None:
+                area.process.start()
+                self._stores[area.process.pid] = area
+        for area in self._stores.values():
+            assert area.process is not None
+            area.process.await_ready()
+            area.ready()
+            self._poller.register(area.process, select.POLLIN)
+
+    def _start_store(self, area: Area) -> None:
+        """One that was asked for later. Raises UserswapError."""
+        assert self._engine is not None
+        assert area.process is not None
+        self._engine.hold_entering()
+        try:
+            area.process.start()
+            self._stores[area.process.pid] = area
+            self._poller.register(area.process, select.POLLIN)
+            self._engine.add_own(area.process.pid)
+        except OSError as error:
+            area.close()
+            raise UserswapError(f"{area.process.what}: {reason(error)}") from error
+        finally:
+            self._engine.release_entering()
+
+    def _hear_stores(self) -> None:
+        for area in self._stores.values():
+            if area.process is not None and not area.process.starting:
+                self._hear(area.process)
+
+    def _hear(self, process: StoreProcess, last: bool = False) -> None:
+        for line in process.said():
+            self._say(line)
+        if process.connected and (process.over or last):
+            self._poller.unregister(process)
+            process.disconnect()
+
+    def _note_store(self, pid: int, status: int) -> None:
+        """The process of a store has changed. What is left of what it started ends with it."""
+        process = self._stores[pid].process
+        assert process is not None
+        if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        del self._stores[pid]
+        process.pid = 0
+        if self._engine is not None:
+            self._engine.remove_own(pid)
+        if process.starting:  # whoever waits for it is told by the channel
+            return
+        self._hear(process, last=True)
+        if not process.ending:
+            self._say(f"{process.what}: its process ended ({describe(status)}): what it holds is lost")
+
+    def _hear_last(self) -> None:
+        """Why the run cannot go on they may have said, and how they ended the kernel will."""
+        if self._engine is not None:
+            self._hear_stores()
+            self._await_ends(lambda process: process.over)
+
+    def _end_stores(self) -> None:
+        """A moment for them to end as they like."""
+        for area in self._stores.values():
+            area.close()
+        self._await_ends(lambda process: True)
+
+    def _await_ends(self, of: Callable[[StoreProcess], bool]) -> None:
+        def any_left() -> bool:
+            return any(area.process is not None and of(area.process) for area in self._stores.values())
+
+        until = time.monotonic() + END_SECONDS
+        while any_left():
+            self._reap()
+            left = until - time.monotonic()
+            if left <= 0 or not any_left():
+                return
+            signal.sigtimedwait({signal.SIGCHLD}, left)
+
+    def _say(self, line: str) -> None:
+        if self._told:
+            guard.log(line)
+        else:
+            complain(line)
+
+    # ---- the life of the run
 
     def _leave_terminal(self) -> None:
         os.setsid()
@@ -109,6 +213,7 @@ class Supervisor:
             self._reap()
             engine.release_entering()
             self._read_channel()
+            self._hear_stores()
             if self._control is not None:
                 self._control.serve()
             if self._status is not None:
@@ -120,7 +225,14 @@ class Supervisor:
                     self._send(f"exit {self._status} staying")
                     self._told = True
                     guard.let_go_of_everything()
-            self._poller.poll()
+                    for area in self._stores.values():
+                        area.let_go()
+            if not self._poller.poll(self._patience_ms()) and self._programs_are_over():
+                engine.end_waits()
+
+    def _patience_ms(self) -> float | None:
+        """A store that stalls may keep an address space from being left."""
+        return END_SECONDS * 1000 if self._stores and self._status is not None else None
 
     def _pass_on_keeps(self, engine: "Engine") -> None:
         for key, fd in engine.keep():
@@ -134,7 +246,9 @@ class Supervisor:
             if changed is None:
                 return
             pid, status = changed
-            if pid == self._program:
+            if pid in self._stores:
+                self._note_store(pid, status)
+            elif pid == self._program:
                 self._note_program(status)
 
     def _note_program(self, status: int) -> None:
@@ -156,16 +270,20 @@ class Supervisor:
                 os.kill(front.pid, signal.SIGCONT)
 
     def _tree_is_over(self, engine: "Engine") -> bool:
-        if engine.tree_alive():
-            return False
-        alive = [process for process in tree.descendants(os.getpid()) if process.state != "Z"]
+        return not engine.tree_alive() and self._programs_are_over()
+
+    def _programs_are_over(self) -> bool:
+        alive = [process for process in tree.descendants(os.getpid(), self._stores) if process.state != "Z"]
         return all(process.name == HELPER_NAME for process in alive)
 
     def _end_well(self, engine: "Engine") -> None:
         if not self._told:
             self._report(engine)
+        if self._stores:
+            engine.end_waits()
         self._close_control()
         engine.close()
+        self._end_stores()
         tree.kill_descendants()  # helpers that outlived their processes
         release_areas(list(self._areas.values()))
         self._send("over" if self._told else f"exit {self._status} over")
@@ -178,7 +296,7 @@ class Supervisor:
 
     def _describe(self, engine: "Engine") -> dict[str, object]:
         """What `status` tells of this engine, but for its areas."""
-        alive = [process for process in tree.descendants(os.getpid()) if process.state != "Z"]
+        alive = [process for process in tree.descendants(os.getpid(), self._stores) if process.state != "Z"]
         programs = [{"pid": one.pid, "name": one.name} for one in alive if one.name != HELPER_NAME]
         return {"pid": os.getpid(), "programs": programs, **self._counts(engine)}
 
@@ -200,13 +318,13 @@ class Supervisor:
 
     def _end(self, line: str, status: int) -> None:
         """End in failure, with the tree."""
+        self._hear_last()
         tree.kill_descendants()
         self._close_control()
+        self._say(line)
         if self._told:
-            guard.log(line)
             self._send("over")
         else:
-            complain(line)
             if self._engine is not None and self._program:
                 self._write_stats(self._engine)
             if self._status is None and self._areas:

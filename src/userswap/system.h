@@ -24,6 +24,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -91,6 +92,22 @@ static inline void *sys_reserve(size_t bytes)
 static inline void sys_populate(void *at, size_t bytes)
 {
 	madvise(at, bytes, 23); /* MADV_POPULATE_WRITE, Linux 5.14 */
+}
+
+/* As sys_reserve, but its memory comes and goes page by page: no huge page is made for a part that is used. */
+static inline void *sys_reserve_pages(size_t bytes)
+{
+	void *at = sys_reserve(bytes);
+
+	if (at)
+		madvise(at, bytes, MADV_NOHUGEPAGE);
+	return at;
+}
+
+/* Gives the memory of such pages back. They read as zeros, if the kernel took it. */
+static inline void sys_drop(void *at, size_t bytes)
+{
+	madvise(at, bytes, MADV_DONTNEED);
 }
 
 static inline void sys_release(void *at, size_t bytes)
@@ -261,6 +278,39 @@ static inline int sys_discard(int fd, uint64_t at, uint64_t bytes)
 	if (fstat(fd, &about) == 0 && S_ISBLK(about.st_mode))
 		return ioctl(fd, BLKDISCARD, range) ? -errno : 0;
 	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) ? -errno : 0;
+}
+
+/* Memory that a file in memory holds, shared with whoever else maps it; NULL where it cannot be. */
+static inline void *sys_map_shared(int fd, size_t bytes)
+{
+	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	return at == MAP_FAILED ? NULL : at;
+}
+
+/* Sends a question by a socket that keeps messages apart, and waits for the answer, however long that takes. Returns 0
+ * or -errno; -EPIPE when the other end has gone, -EPROTO when its answer is of another length. */
+static inline int sys_ask(int fd, const void *question, size_t bytes, void *answer, size_t answer_bytes)
+{
+	ssize_t n;
+
+	do
+		n = send(fd, question, bytes, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	do
+		n = recv(fd, answer, answer_bytes, MSG_TRUNC);
+	while (n < 0 && errno == EINTR);
+	if (n <= 0)
+		return n < 0 ? -errno : -EPIPE;
+	return (size_t)n == answer_bytes ? 0 : -EPROTO;
+}
+
+/* Whoever asks or is about to ask gets no answer. */
+static inline void sys_shut(int fd)
+{
+	shutdown(fd, SHUT_RDWR);
 }
 
 /* Copies out of another process; the number of bytes, or -errno. */

@@ -108,6 +108,8 @@ cdef extern from "system.h" nogil:
     const uint64_t FOR_EVER_US
     void *sys_reserve(size_t)
     void sys_populate(void *at, size_t bytes)
+    void *sys_reserve_pages(size_t)
+    void sys_drop(void *, size_t)
     void sys_release(void *, size_t)
     long sys_pread_all(int, void *, size_t, uint64_t)
     enum:
@@ -122,6 +124,9 @@ cdef extern from "system.h" nogil:
     bint sys_cpu_to_spare(const sys_reads *)
     long sys_pwrite_all(int, const void *, size_t, uint64_t)
     int sys_discard(int, uint64_t, uint64_t)
+    void *sys_map_shared(int, size_t)
+    int sys_ask(int, const void *, size_t, void *, size_t)
+    void sys_shut(int)
     long sys_read_process(pid_t, void *, uint64_t, size_t)
     uint64_t sys_uffd_copy(int, uint64_t, const void *, uint64_t, bint protect, int *error)
     int sys_uffd_wake(int, uint64_t, uint64_t)

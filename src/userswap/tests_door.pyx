@@ -15,12 +15,14 @@ from userswap.codec cimport (
     Packer, Unpacker, codec_pack, codec_unpack, packer_deinit, packer_init, unpacker_deinit, unpacker_init,
 )
 from userswap.log cimport (
-    BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS, NO_BLOCK,
-    OPEN_PLAIN, OPENS, Place, log_buffer_add, log_buffer_drop, log_commit, log_deinit, log_free_slots, log_freed,
-    log_init, log_pin, log_place, log_read, log_reserve, log_span, log_unpin, log_write_next,
+    BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS,
+    MAX_BLOCKS, NO_BLOCK, OPEN_PACKED, OPEN_PLAIN, OPENS, Place, log_buffer_drop, log_commit, log_deinit,
+    log_free_slots, log_freed, log_init, log_pin, log_place, log_read, log_reserve, log_span, log_tier_grow,
+    log_tier_shrink, log_unpin,
+    log_write_next,
 )
 from userswap.log cimport Log as LogStruct
-from userswap.pack cimport Pack, pack_clean, pack_deinit, pack_init, pack_next
+from userswap.pack cimport Pack, pack_clean, pack_clean_ahead, pack_compact, pack_deinit, pack_init, pack_next
 from userswap.pagetable cimport PageTable as TableStruct
 from userswap.pagetable cimport (
     TABLE_LEAF_PAGES,
@@ -41,27 +43,28 @@ from userswap.readahead cimport Window, readahead_done, readahead_init, readahea
 from userswap.reclaim cimport reclaim_age as c_reclaim_age
 from userswap.reclaim cimport reclaim_run as c_reclaim_run
 from userswap.space cimport (
-    LEAF_ENTRIES, NO_LEAF, space_allocate, space_deinit, space_fill_code, space_fill_value, space_free, space_get,
-    space_init, space_put, space_set, space_stamp, space_word,
+    FOR_EVER, LEAF_ENTRIES, NO_LEAF, space_allocate, space_change, space_count, space_deinit, space_fill_code,
+    space_fill_value, space_free, space_get, space_init, space_put, space_stamp, space_word,
 )
 from userswap.slots cimport SLOTS_SPARE, slots_discard_next, slots_order_areas
 from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
-from userswap.stores cimport Store, file_store_init
+from userswap.stores cimport Store, file_store_init, store_deinit, store_end_waits, store_init
 from userswap.system cimport (
-    EINVAL, EIO, pthread_mutex_lock, pthread_mutex_unlock, sys_now_us, sys_pwrite_all, sys_release, sys_reserve,
-    sys_since_us, sys_sleep_us,
+    EINVAL, EIO, SYS_READS_MAX, add_i64, load_i64, pthread_mutex_lock, pthread_mutex_unlock, sys_now_us,
+    sys_pwrite_all, sys_reads, sys_reads_deinit, sys_reads_finish, sys_reads_init, sys_reads_start, sys_release,
+    sys_reserve, sys_since_us, sys_sleep_us,
 )
 from userswap.types cimport (
-    AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_MAX, FILLED, FREE, PAGE_BYTES, STORED, age_of,
-    entry_count, entry_make, entry_payload, entry_state, is_present, present_value, stored_block, stored_index,
-    stored_stamp,
+    AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_EVER, COUNT_MORE, FILLED, FREE, NARROW_MORE,
+    PAGE_BYTES, STORED, age_of, entry_count, entry_make, entry_payload, entry_state, is_present, present_value,
+    stored_block, stored_index, stored_stamp,
 )
 
 STATES = {'free': FREE, 'filled': FILLED, 'cached': CACHED, 'stored': STORED}
 STATE_NAMES = {number: name for name, number in STATES.items()}
 BLOCK_STATES = ['free', 'open', 'full', 'spent', 'writing', 'stored']
-COUNT_STICKY = COUNT_MAX
+EVER = FOR_EVER()
 NO_CODE = 0xFFFFFFFFFFFFFFFF
 FRESH = AGE_FRESH
 REFAULT = AGE_REFAULT
@@ -74,22 +77,26 @@ cdef int _fail(int result) except -1:
 # ---- space
 
 cdef class Space:
-    """A swapper space of its own."""
+    """A swapper space of its own, with entries of 64 or of 32 bits."""
     cdef SpaceStruct space
 
-    def __cinit__(self):
-        if space_init(&self.space) != 0:
+    def __cinit__(self, int bits=64):
+        if space_init(&self.space, bits) != 0:
             raise MemoryError
 
     def __dealloc__(self):
         space_deinit(&self.space)
 
     def allocate(self, str state='cached', int count=1, uint64_t payload=0):
-        """The offset of a new entry; 0 when there is none."""
-        return space_allocate(&self.space, entry_make(STATES[state], count, payload))
+        """The offset of a new entry; 0 when there is none. Count -1: for ever."""
+        made = count if 0 <= count < NARROW_MORE else COUNT_EVER if count < 0 else 1
+        offset = space_allocate(&self.space, entry_make(STATES[state], made, payload))
+        for _ in range(count - made if offset != 0 else 0):
+            space_get(&self.space, offset)
+        return offset
 
-    def set(self, uint32_t offset, str state, int count, uint64_t payload=0):
-        space_set(&self.space, offset, entry_make(STATES[state], count, payload))
+    def change(self, uint32_t offset, str state, uint64_t payload=0):
+        space_change(&self.space, offset, STATES[state], payload)
 
     def get(self, uint32_t offset):
         space_get(&self.space, offset)
@@ -105,13 +112,14 @@ cdef class Space:
         space_free(&self.space, offset)
 
     def entry(self, uint32_t offset):
-        """(state, count, payload); an offset whose leaf holds no memory is free."""
-        if offset // LEAF_ENTRIES >= self.space.leaf_limit:
+        """(state, count, payload) of an offset that was handed out before."""
+        if offset // LEAF_ENTRIES >= self.space.leaf_end:
             raise IndexError(offset)
-        if self.space.leaves[offset // LEAF_ENTRIES].words == NULL:
-            return 'free', 0, 0
         word = space_word(&self.space, offset)
-        return STATE_NAMES[entry_state(word)], entry_count(word), entry_payload(word)
+        count = space_count(&self.space, offset)
+        told = COUNT_EVER if count == EVER else COUNT_MORE if count >= self.space.count_more else count
+        assert entry_count(word) == told
+        return STATE_NAMES[entry_state(word)], count, entry_payload(word)
 
     def fill_code(self, uint64_t value):
         return space_fill_code(&self.space, value)
@@ -119,8 +127,10 @@ cdef class Space:
     def fill_value(self, uint64_t payload):
         return space_fill_value(&self.space, payload)
 
-    def limit(self, leaves=None, fill_words=None):
+    def limit(self, leaves=None, fill_words=None, continuations=None):
         """Makes it smaller than it is, so that a test can fill it."""
+        if continuations is not None:
+            self.space.more_limit = continuations
         if leaves is not None:
             self.space.leaf_limit = leaves
         if fill_words is not None:
@@ -131,8 +141,45 @@ cdef class Space:
         return self.space.entries
 
     @property
-    def leaf_pages(self):
-        return self.space.leaf_pages
+    def leaf_count(self):
+        return self.space.leaf_count
+
+    @property
+    def continuations(self):
+        return self.space.more_count
+
+    @property
+    def count_more(self):
+        """The greatest count that needs no continuation."""
+        return self.space.count_more
+
+    @property
+    def payload_bits(self):
+        return 3 + self.space.data_bits
+
+    @property
+    def largest_swap(self):
+        """Bytes of blocks that entries can name."""
+        return min(self.space.block_limit, <uint32_t>MAX_BLOCKS) * <uint64_t>BLOCK_BYTES
+
+    def fill(self, uint64_t pages):
+        """As many filled pages, of zeros."""
+        cdef uint64_t _page
+        with nogil:
+            for _page in range(pages):
+                space_allocate(&self.space, entry_make(FILLED, 1, 0))
+
+    def turn(self, uint32_t offset, uint64_t gets, uint64_t rounds):
+        """Counts an offset up that often and down again; the nanoseconds that one of these took."""
+        cdef uint64_t _round, _turn
+        begun = sys_now_us()
+        with nogil:
+            for _round in range(rounds):
+                for _turn in range(gets):
+                    space_get(&self.space, offset)
+                for _turn in range(gets):
+                    space_put(&self.space, offset)
+        return (sys_now_us() - begun) * 1000 / (2 * gets * rounds)
 
     @property
     def fill_words(self):
@@ -146,28 +193,39 @@ cdef class Space:
 cdef list _check_space(SpaceStruct *space):
     cdef uint32_t at, index, used
     cdef uint64_t leaves = 0
+    cdef uint64_t continued = 0
+    cdef uint64_t word
     cdef list offsets = []
     for at in range(space.leaf_end):
-        if space.leaves[at].words == NULL:
-            assert space.leaves[at].used == 0, f'leaf {at} has no memory and {space.leaves[at].used} entries'
-            assert space.leaves[at].listed, f'leaf {at} is empty and not on the list of those with room'
-            continue
-        leaves += 1
         used = 0
         for index in range(LEAF_ENTRIES):
-            if entry_state(space.leaves[at].words[index]) == FREE:
-                assert space.leaves[at].words[index] == 0, f'a free word is not zero: {at * LEAF_ENTRIES + index}'
+            word = space_word(space, at * LEAF_ENTRIES + index)
+            if entry_state(word) == FREE:
+                assert word == 0, f'a free word is not zero: {at * LEAF_ENTRIES + index}'
                 continue
             used += 1
             if at + index > 0:
                 offsets.append(at * LEAF_ENTRIES + index)
         assert space.leaves[at].used == used, f'leaf {at}: used {space.leaves[at].used}, words {used}'
-        assert used > 0, f'leaf {at} is empty and holds memory'
-        assert (not space.leaves[at].listed) == (used == LEAF_ENTRIES), f'leaf {at}: listed, and {used} used'
-    assert space.leaf_pages == leaves, f'leaf_pages {space.leaf_pages}, leaves {leaves}'
+        leaves += used > 0
+        continued += space.leaves[at].more != NULL
+        _check_more(space, at)
+    assert space.leaf_count == leaves, f'leaf_count {space.leaf_count}, leaves {leaves}'
+    assert space.more_count == continued, f'more_count {space.more_count}, leaves that have one {continued}'
     assert space.entries == len(offsets), f'entries {space.entries}, words {len(offsets)}'
     _check_room(space)
     return offsets
+
+
+cdef _check_more(SpaceStruct *space, uint32_t at):
+    """The continuation of a leaf is there for counts that need it, and only for these."""
+    cdef uint32_t index
+    if space.leaves[at].more == NULL:
+        return
+    continued = [index for index in range(LEAF_ENTRIES) if space.leaves[at].more[index] > 0]
+    assert space.leaves[at].more[LEAF_ENTRIES] == len(continued) > 0, f'leaf {at}: {len(continued)} are continued'
+    for index in continued:
+        assert entry_count(space_word(space, at * LEAF_ENTRIES + index)) == COUNT_MORE, f'{index} of leaf {at}'
 
 
 cdef _check_room(SpaceStruct *space):
@@ -175,11 +233,12 @@ cdef _check_room(SpaceStruct *space):
     cdef uint32_t previous = NO_LEAF
     cdef uint32_t listed = 0
     while at != NO_LEAF:
-        assert space.leaves[at].listed and space.leaves[at].previous == previous, f'the list is broken at {at}'
+        assert space.leaves[at].used < LEAF_ENTRIES, f'leaf {at} has no room'
+        assert space.leaves[at].previous == previous, f'the list is broken at {at}'
         listed += 1
         previous = at
         at = space.leaves[at].next
-    assert listed == sum([space.leaves[at].listed for at in range(space.leaf_end)])
+    assert listed == sum([space.leaves[at].used < LEAF_ENTRIES for at in range(space.leaf_end)])
 
 
 # ---- page tables
@@ -300,10 +359,10 @@ cdef struct Faults:
     int (*write)(Store *, uint32_t, const uint8_t *) noexcept nogil
     int (*read)(Store *, uint32_t, uint64_t, uint64_t, uint8_t *) noexcept nogil
     int write_error         # -errno, or 0
-    int write_errors        # how many more; negative: always
+    int64_t write_errors    # how many more
     bint torn               # a failing write has changed half of its slot
     int read_error
-    int read_errors
+    int64_t read_errors
     uint64_t delay_us       # of each write
     int64_t write_calls
     int64_t read_calls
@@ -312,21 +371,19 @@ cdef struct Faults:
 # A store has no room for a context: its file descriptor, which no other open store has, leads to its faults.
 cdef enum:
     MAX_FD = 1024
+    EACH_TIME = 1 << 30
 cdef Faults _faults[1024]
 
 
-cdef bint _once_more(int *errors) noexcept nogil:
-    if errors[0] > 0:
-        errors[0] -= 1
-        return True
-    return errors[0] < 0
+cdef bint _once_more(int64_t *errors) noexcept nogil:
+    return load_i64(errors) > 0 and add_i64(errors, -1) >= 0
 
 
 cdef int _faulty_write(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil:
     cdef Faults *faults = &_faults[store.fd]
-    faults.write_calls += 1
+    add_i64(&faults.write_calls, 1)
     if slot >= store.slots or <uint64_t>data % PAGE_BYTES != 0:
-        faults.bad_calls += 1
+        add_i64(&faults.bad_calls, 1)
     if faults.delay_us > 0:
         sys_sleep_us(faults.delay_us)
     if faults.write_error != 0 and _once_more(&faults.write_errors):
@@ -338,12 +395,120 @@ cdef int _faulty_write(Store *store, uint32_t slot, const uint8_t *data) noexcep
 
 cdef int _faulty_read(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil:
     cdef Faults *faults = &_faults[store.fd]
-    faults.read_calls += 1
+    add_i64(&faults.read_calls, 1)
     if slot >= store.slots or at % PAGE_BYTES != 0 or length % PAGE_BYTES != 0 or at + length > BLOCK_BYTES:
-        faults.bad_calls += 1
+        add_i64(&faults.bad_calls, 1)
     if faults.read_error != 0 and _once_more(&faults.read_errors):
         return faults.read_error
     return faults.read(store, slot, at, length, into)
+
+
+cdef void _wrap(Store *store) noexcept nogil:
+    """From now on its faults can be set; there are none yet."""
+    cdef Faults *faults = &_faults[store.fd]
+    memset(faults, 0, sizeof(Faults))
+    faults.write, faults.read = store.write, store.read
+    store.write, store.read = _faulty_write, _faulty_read
+
+
+cdef class Medium:
+    """A store alone, behind one whose faults can be set. Waits without the GIL, so that threads can use it at once."""
+    cdef Store store
+
+    def __cinit__(self, int fd, uint64_t size, int shared=-1):
+        cdef int result
+        assert 0 <= fd < MAX_FD
+        result = store_init(&self.store, fd, shared, size)
+        if result != 0:
+            _fail(result)
+        _wrap(&self.store)
+
+    def __dealloc__(self):
+        store_deinit(&self.store)
+
+    def write(self, uint32_t slot, const uint8_t[::1] data):
+        cdef uint8_t *block = <uint8_t *>sys_reserve(BLOCK_BYTES)   # aligned, and the thread's own
+        cdef int result
+        assert data.shape[0] == BLOCK_BYTES and block != NULL
+        with nogil:
+            memcpy(block, &data[0], BLOCK_BYTES)
+            result = self.store.write(&self.store, slot, block)
+            sys_release(block, BLOCK_BYTES)
+        if result != 0:
+            _fail(result)
+
+    def read(self, uint32_t slot, uint64_t at, uint64_t length):
+        cdef uint8_t *into = <uint8_t *>sys_reserve(BLOCK_BYTES)
+        cdef int result
+        assert into != NULL
+        with nogil:
+            result = self.store.read(&self.store, slot, at, length, into)
+        try:
+            if result != 0:
+                _fail(result)
+            return <bytes>into[:length]
+        finally:
+            sys_release(into, BLOCK_BYTES)
+
+    def read_later(self, list places):
+        """What is at each (slot, at, length), asked for together as a fill does."""
+        cdef sys_reads reads
+        cdef uint8_t *into = <uint8_t *>sys_reserve(SYS_READS_MAX * <uint64_t>BLOCK_BYTES)
+        cdef uint64_t turn
+        cdef int result = 0
+        assert into != NULL and len(places) <= SYS_READS_MAX
+        sys_reads_init(&reads, NULL)
+        for turn, (slot, at, length) in enumerate(places):
+            result = result or self._later(&reads, slot, at, length, into + turn * BLOCK_BYTES)
+        with nogil:
+            sys_reads_start(&reads)
+            if result == 0:
+                result = <int>sys_reads_finish(&reads)
+        sys_reads_deinit(&reads)
+        try:
+            if result != 0:
+                _fail(result)
+            return [(<const uint8_t *>(into + turn * BLOCK_BYTES))[:place[2]] for turn, place in enumerate(places)]
+        finally:
+            sys_release(into, SYS_READS_MAX * <uint64_t>BLOCK_BYTES)
+
+    cdef int _later(self, sys_reads *reads, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into):
+        cdef int result
+        with nogil:
+            result = self.store.read_later(&self.store, reads, slot, at, length, into)
+        return result
+
+    def discard(self, uint32_t slot):
+        cdef int result
+        with nogil:
+            result = self.store.discard(&self.store, slot)
+        if result != 0:
+            _fail(result)
+
+    def end_waits(self):
+        store_end_waits(&self.store)
+
+    def fail_writes(self, int error, int times=1, bint torn=False):
+        """As Log.fail_writes."""
+        faults = &_faults[self.store.fd]
+        faults.write_error, faults.write_errors, faults.torn = -error, times, torn
+
+    def fail_reads(self, int error, int times=1):
+        faults = &_faults[self.store.fd]
+        faults.read_error, faults.read_errors = -error, times
+
+    def delay_writes(self, uint64_t us):
+        _faults[self.store.fd].delay_us = us
+
+    @property
+    def slots(self):
+        return self.store.slots
+
+    @property
+    def counts(self):
+        return {'writes': self.store.writes, 'bytes_written': self.store.bytes_written, 'reads': self.store.reads,
+                'bytes_read': self.store.bytes_read, 'bytes_discarded': self.store.bytes_discarded,
+                'bad_calls': _faults[self.store.fd].bad_calls}
 
 
 # ---- the log
@@ -497,9 +662,10 @@ cdef class Log:
     cdef SpaceStruct space
     cdef LogStruct log
     cdef Pack pack_state
+    cdef Progress progress      # of the last swapoff
 
-    def __cinit__(self, int buffers=6):
-        if space_init(&self.space) != 0 or log_init(&self.log, &self.space, buffers) != 0 \
+    def __cinit__(self, int buffers=6, int bits=64):
+        if space_init(&self.space, bits) != 0 or log_init(&self.log, &self.space, buffers) != 0 \
                 or pack_init(&self.pack_state) != 0:
             raise MemoryError
 
@@ -516,10 +682,9 @@ cdef class Log:
         result = file_store_init(store, fd, size)
         if result != 0:
             _fail(result)
-        memset(&_faults[fd], 0, sizeof(Faults))
-        _faults[fd].write, _faults[fd].read = store.write, store.read
-        store.write, store.read = _faulty_write, _faulty_read
+        _wrap(store)
         self.log.area_count += 1
+        self.log.slots += store.slots
         slots_order_areas(&self.log)
         return self.log.area_count - 1
 
@@ -561,7 +726,7 @@ cdef class Log:
                 while log_write_next(&self.log) == 1:
                     pass
                 while log_free_slots(&self.log) < SLOTS_SPARE and result >= 0:
-                    result = pack_clean(&self.log, &self.pack_state, False)
+                    result = pack_clean(&self.log, &self.pack_state)
                     while log_write_next(&self.log) == 1:
                         pass
                 if result < 0:
@@ -570,14 +735,36 @@ cdef class Log:
             _fail(result)
         return self.log.areas[0].bytes_written - before
 
+    def fill(self, uint64_t pages, uint32_t length):
+        """As many stored pages, which came to that many bytes each: their entries and all that is known of their
+        blocks, and no bytes."""
+        cdef int which = OPEN_PLAIN if length == PAGE_BYTES else OPEN_PACKED
+        cdef uint64_t _page
+        cdef uint8_t *at = NULL
+        cdef int result = 0
+        with nogil:
+            for _page in range(pages):
+                while log_write_next(&self.log) == 1:
+                    pass
+                result = log_reserve(&self.log, which, &at)
+                if result != 0:
+                    break
+                log_commit(&self.log, which, space_allocate(&self.space, entry_make(CACHED, 1, 0)), length, 0, 0)
+        if result != 0:
+            _fail(result)
+
+    def limit_blocks(self, uint32_t most):
+        """Entries can name fewer blocks from now on."""
+        self.log.block_limit = most
+
     def fail_writes(self, int area, int error, int times=1, bint torn=False):
         """The next writes, or with -1 all, give -error; error 0 ends it."""
         faults = &_faults[self.log.areas[area].fd]
-        faults.write_error, faults.write_errors, faults.torn = -error, times, torn
+        faults.write_error, faults.write_errors, faults.torn = -error, times if times >= 0 else EACH_TIME, torn
 
     def fail_reads(self, int area, int error, int times=1):
         faults = &_faults[self.log.areas[area].fd]
-        faults.read_error, faults.read_errors = -error, times
+        faults.read_error, faults.read_errors = -error, times if times >= 0 else EACH_TIME
 
     def delay_writes(self, int area, uint64_t us):
         _faults[self.log.areas[area].fd].delay_us = us
@@ -654,11 +841,25 @@ cdef class Log:
             result = pack_next(&self.log, &self.pack_state)
         return result
 
-    def clean(self, bint leisurely=False):
+    def compact(self):
+        """1 if a thin block of the tier was packed together, 0, or -errno."""
+        cdef int result
+        with nogil:
+            result = pack_compact(&self.log, &self.pack_state)
+        return result
+
+    def clean(self):
         """Dead pages of the block that was emptied, or -errno."""
         cdef int result
         with nogil:
-            result = pack_clean(&self.log, &self.pack_state, leisurely)
+            result = pack_clean(&self.log, &self.pack_state)
+        return result
+
+    def clean_ahead(self):
+        """Dead pages of the block that was emptied, 0 if it was not time to."""
+        cdef int result
+        with nogil:
+            result = pack_clean_ahead(&self.log, &self.pack_state)
         return result
 
     def refuse_discards(self, int area):
@@ -677,24 +878,30 @@ cdef class Log:
 
     def tier(self, uint32_t most):
         """Blocks of packed pages that may stay in memory; as many buffers more or less."""
-        while self.log.tier_most < most and log_buffer_add(&self.log):
-            self.log.tier_most += 1
-        while self.log.tier_most > most and log_buffer_drop(&self.log):
-            self.log.tier_most -= 1
+        while self.log.tier_most < most and log_tier_grow(&self.log):
+            pass
+        while self.log.tier_most > most:
+            log_tier_shrink(&self.log, 1)
+            if not log_buffer_drop(&self.log, self.log.buffers_made - self.log.tier_most - 1):
+                self.log.tier_most += 1
+                break
         return self.log.tier_most
 
-    def swapoff(self, int area):
-        """Blocks that were moved; raises OSError."""
-        cdef Progress progress
+    def swapoff(self, int area, uint32_t memory_blocks=0):
+        """Blocks that were moved, so many into memory if need be; raises OSError."""
         cdef int result
-        memset(&progress, 0, sizeof(Progress))
+        memset(&self.progress, 0, sizeof(Progress))
+        self.progress.memory_blocks = memory_blocks
         with nogil:
-            result = swapoff_area(&self.log, area, &progress)
+            result = swapoff_area(&self.log, &self.pack_state, area, &self.progress)
+        assert self.progress.bytes_moved == self.progress.blocks_moved * BLOCK_BYTES
+        assert self.progress.entries_visited == 0
         if result != 0:
             _fail(result)
-        assert progress.bytes_moved == progress.blocks_moved * BLOCK_BYTES
-        assert progress.entries_visited == 0
-        return progress.blocks_moved
+        return self.progress.blocks_moved
+
+    def cancel_swapoff(self):
+        self.progress.cancel = True
 
     def entry(self, uint32_t offset):
         """(count, block, index, stamp) of a stored page."""
@@ -720,6 +927,14 @@ cdef class Log:
     def blocks(self):
         """Blocks ever made: ids are below."""
         return self.log.block_end
+
+    @property
+    def blocks_used(self):
+        return self.log.blocks_used
+
+    @property
+    def block_limit(self):
+        return self.log.block_limit
 
     @property
     def queued(self):
@@ -820,7 +1035,8 @@ cdef class Log:
         full = self.list_of(LIST_QUEUE) + self.list_of(LIST_TIER)
         assert sorted(full) == [at for at, state in enumerate(states) if state == BLOCK_FULL]
         assert sorted(self.list_of(LIST_KEPT)) == [at for at in sorted(in_memory) if states[at] == BLOCK_STORED]
-        plain = [at for at in in_memory if not self.log.blocks[at].packed and states[at] != BLOCK_STORED]
+        plain = [at for at in in_memory if self.log.blocks[at].plain]
+        assert not any(self.log.blocks[at].packed or states[at] == BLOCK_STORED for at in plain)
         assert len(plain) == self.log.plain <= self.log.plain_most, 'buffers of plain pages'
         unused = []
         at = self.log.free_ids
@@ -829,6 +1045,7 @@ cdef class Log:
             unused.append(at)
             at = self.log.blocks[at].next
         assert sorted(unused) == [at for at, state in enumerate(states) if state == BLOCK_FREE]
+        assert self.log.blocks_used == len(states) - len(unused) <= self.log.block_limit, 'blocks in use'
         assert self.log.slots_used == states.count(BLOCK_STORED), 'a slot is lost'
 
     def check_area(self, int number):

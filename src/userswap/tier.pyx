@@ -2,11 +2,12 @@
 """How the memory is split between resident pages and packed blocks: by what a little more of each would have saved.
 
 Both sides are measured at their edge, in time that faults took. A fault on a page that was evicted so short a while
-ago that it would still be resident, had the programs had one step of memory more, counts for resident pages. A fault
-that read a block which would still be in memory, had the blocks had that step, counts for these, less what a fault from
-memory takes. Every PERIOD the side with more to gain gets memory from the other. This is the idea of ghost lists (ARC,
-Megiddo and Modha 2003), in time and not in hits, as a hit of the one saves more than a hit of the other. To grow,
-packed blocks must save twice as much: they are read whole and unpacked page by page, which is not measured here.
+ago that it would still be resident, had the programs had one step of memory more, counts for resident pages, with what
+every fault takes. A fault that read a block which would still be in memory, had the blocks had that step, counts for
+these, less what a fault from memory takes. Every PERIOD the side with more to gain gets memory from the other. This is
+the idea of ghost lists (ARC, Megiddo and Modha 2003), in time and not in hits, as a hit of the one saves more than a
+hit of the other. To grow, packed blocks must save twice as much: they are read whole and unpacked page by page, which
+is not measured here.
 
 At its edge a tier may look worth its memory, and in the whole not be: blocks that nobody reads lie in the middle. So it
 shrinks slowly wherever it answers few of the faults.
@@ -18,9 +19,11 @@ The packer's thread grows and shrinks the tier; any thread counts.
 
 from libc.stdint cimport int64_t
 
+from userswap.fetch cimport log_fetch
 from userswap.limit cimport room_give, room_left, room_take
-from userswap.log cimport Block, log_buffer_add, log_buffer_drop, log_fetch
-from userswap.system cimport add_i64, sys_now_us, sys_since_us
+from userswap.log cimport LIST_TIER, Block, log_buffer_drop, log_free_slots, log_tier_grow, log_tier_shrink
+from userswap.slots cimport SLOTS_SPARE
+from userswap.system cimport add_i64, load_i64, sys_now_us, sys_since_us
 from userswap.types cimport BLOCK_PAGES
 
 cdef enum:
@@ -30,6 +33,8 @@ cdef enum:
     READ_OFTEN = 4
     PRICE = 16              # times that faults must have waited for as long as it takes to bring up a block
     FETCH_US = 2000         # as a first guess
+    SPARE_LEFT = 2          # blocks of room that stay when the tier takes what there is
+    FAULT_US = 30           # what a fault takes besides its page's bytes: a page that stays resident saves that too
     FEW = 8                 # a tier that answers less than one fault in so many shrinks
 
 
@@ -61,7 +66,7 @@ cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages
     cdef int64_t memory_us = engine.tier.memory_us
     cdef int64_t saved
     if pages_since <= engine.tier.step * BLOCK_PAGES:
-        add_i64(&engine.tier.resident_us, us)
+        add_i64(&engine.tier.resident_us, <int64_t>us + FAULT_US)
     if not from_area:
         engine.tier.memory_us = memory_us + <int64_t>us - (memory_us >> COST_SHIFT)
         engine.tier.hits += block.packed
@@ -79,22 +84,57 @@ cdef void tier_fetched(Engine *engine, uint64_t us) noexcept nogil:
     engine.tier.fetch_us += (<int64_t>us - engine.tier.fetch_us) // 8
 
 
+cdef uint32_t tier_spare(Engine *engine, uint32_t wanted) noexcept nogil:
+    """How many of so many blocks the memory could hold at once, without an eviction and within the most that blocks may
+    have; their room is taken. What is not used of it is given back by tier_unspare."""
+    cdef int64_t spare = min(engine.limit // 2 // BLOCK_PAGES - engine.log.tier_most,
+                             (engine.low - load_i64(&engine.resident)) // BLOCK_PAGES - SPARE_LEFT)
+    spare = min(spare, <int64_t>wanted)
+    if spare <= 0:
+        return 0
+    room_take(engine, spare * BLOCK_PAGES)
+    return <uint32_t>spare
+
+
+cdef void tier_unspare(Engine *engine, uint32_t blocks) noexcept nogil:
+    room_give(engine, <int64_t>blocks * BLOCK_PAGES)
+
+
+cdef bint _slots_are_short(Engine *engine) noexcept nogil:
+    """The tier's blocks have slots set aside for them, and take memory from pages, which are swapped for it."""
+    return log_free_slots(&engine.log) < SLOTS_SPARE + engine.tier.step and engine.log.order_count > 0
+
+
 cdef bint _grow(Engine *engine) noexcept nogil:
     """By a block, where there is room for it."""
-    if engine.log.tier_most >= engine.tier.most or room_left(engine) < BLOCK_PAGES:
+    if (engine.log.tier_most >= engine.tier.most or room_left(engine) < BLOCK_PAGES
+            or _slots_are_short(engine)):
         return False
     room_take(engine, BLOCK_PAGES)
-    if not log_buffer_add(&engine.log):
+    if not log_tier_grow(&engine.log):
         room_give(engine, BLOCK_PAGES)
         return False
-    engine.log.tier_most += 1
     return True
 
 
 cdef void _give_back(Engine *engine) noexcept nogil:
     """The memory of blocks that are too many and have been written."""
-    while engine.log.buffers_made > engine.tier.base + engine.log.tier_most and log_buffer_drop(&engine.log):
+    while log_buffer_drop(&engine.log, engine.tier.base):
         room_give(engine, BLOCK_PAGES)
+
+
+cdef bint tier_yield(Engine *engine) noexcept nogil:
+    """Some of the tier's memory is to go to pages, as they cannot be swapped. False if there is none."""
+    return log_tier_shrink(&engine.log, 1) > 0
+
+
+cdef void tier_trim(Engine *engine) noexcept nogil:
+    """Gives back the memory of blocks that are no more. It is all that there is where no area is left."""
+    cdef uint32_t count = engine.log.lists[LIST_TIER].count
+    cdef uint32_t most = engine.log.tier_most
+    if most > count:
+        log_tier_shrink(&engine.log, most - count)
+    _give_back(engine)
 
 
 cdef void tier_adjust(Engine *engine) noexcept nogil:
@@ -105,16 +145,16 @@ cdef void tier_adjust(Engine *engine) noexcept nogil:
     if sys_since_us(engine.tier.adjusted_at) < PERIOD_US:
         return
     engine.tier.adjusted_at = sys_now_us()
-    if engine.surge > 0:
-        engine.log.tier_most -= min(step, engine.log.tier_most)     # memory grows in bursts: room must be at hand
+    if engine.surge > 0 or _slots_are_short(engine):    # memory grows in bursts: room must be at hand
+        log_tier_shrink(&engine.log, step)
     elif packed_us > 2 * resident_us + LEAST_US:
         for _turn in range(step):
             if not _grow(engine):
                 break
     elif resident_us > packed_us + LEAST_US:
-        engine.log.tier_most -= min(step, engine.log.tier_most)
-    elif engine.tier.hits * FEW < engine.tier.misses and engine.log.tier_most > 0:
-        engine.log.tier_most -= 1
+        log_tier_shrink(&engine.log, step)
+    elif engine.tier.hits * FEW < engine.tier.misses:
+        log_tier_shrink(&engine.log, 1)
     add_i64(&engine.tier.packed_us, -(packed_us // 2))
     add_i64(&engine.tier.resident_us, -(resident_us // 2))
     engine.tier.hits //= 2

@@ -3,6 +3,7 @@
 
 import os
 import signal
+from collections.abc import Container
 
 from userswap import libc
 
@@ -30,8 +31,8 @@ def look_at(pid: int) -> Process | None:
     return Process(pid, before.partition("(")[2], state, int(parent))
 
 
-def descendants(root: int) -> list[Process]:
-    """All processes below `root`, zombies included."""
+def descendants(root: int, without: Container[int] = ()) -> list[Process]:
+    """All processes below `root`, zombies included, but for those of `without` and what is below them."""
     children: dict[int, list[Process]] = {}
     for name in os.listdir("/proc"):
         process = look_at(int(name)) if name.isdigit() else None
@@ -40,7 +41,7 @@ def descendants(root: int) -> list[Process]:
     found: list[Process] = []
     parents = [root]
     while parents:
-        below = children.get(parents.pop(), [])
+        below = [one for one in children.get(parents.pop(), []) if one.pid not in without]
         found += below
         parents += [process.pid for process in below]
     return found

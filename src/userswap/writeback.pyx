@@ -4,9 +4,10 @@ full."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.log cimport log_fetch_next, log_free_slots, log_write_next
+from userswap.fetch cimport log_fetch_next
+from userswap.log cimport log_free_slots, log_write_next
 from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
-from userswap.pack cimport pack_clean, pack_next
+from userswap.pack cimport pack_clean, pack_clean_ahead, pack_compact, pack_next
 from userswap.pagetable cimport table_visit
 from userswap.slots cimport SLOTS_SPARE, slots_discard_next
 from userswap.system cimport (
@@ -15,6 +16,7 @@ from userswap.system cimport (
     ENOSPC,
     FOR_EVER_US,
     add_i64,
+    load_i64,
     load_u32,
     pthread_mutex_lock,
     pthread_mutex_unlock,
@@ -24,11 +26,12 @@ from userswap.system cimport (
     sys_sleep_us,
     sys_step_back,
 )
-from userswap.tier cimport tier_adjust, tier_fetched
+from userswap.tier cimport tier_adjust, tier_fetched, tier_trim, tier_yield
 from userswap.types cimport age_of, is_present, offset_of, present_value
 
 cdef enum:
     CLEAN_TURNS = 1000      # waits for a block that is in use
+    YIELDED_US = 1000       # the time to write a block
     CLEAN_GAIN = 16         # dead pages that a block must have for cleaning to help
 
 cdef struct Forgetting:
@@ -78,23 +81,31 @@ cdef int64_t _forget_copies(Engine *engine) noexcept nogil:
 
 
 cdef void writeback_make_room(Engine *engine) noexcept nogil:
-    """Cleans until there are slots to write to. The copies of pages that are present go first, as soon as cleaning
-    would gain too little."""
+    """Cleans until there are slots to write to. As soon as cleaning would gain too little, the copies of pages that are
+    present go, then the memory tier, until there is room without an eviction. Where all areas have gone there is
+    nothing to clean: memory may still take what is packed."""
     cdef int gained
     cdef int turns = 0
-    while log_free_slots(&engine.log) < SLOTS_SPARE and not engine.stopping:
-        gained = pack_clean(&engine.log, &engine.pack, False)
+    if engine.log.order_count == 0:
+        tier_trim(engine)
+    while (engine.log.order_count > 0 and log_free_slots(&engine.log) < SLOTS_SPARE
+            and load_i64(&engine.resident) > engine.low and not engine.stopping):
+        gained = pack_clean(&engine.log, &engine.pack)
         if gained == -EAGAIN and turns < CLEAN_TURNS:
             turns += 1
             sys_sleep_us(200)
         elif gained < CLEAN_GAIN and _forget_copies(engine) > 0:
             continue
         elif gained < CLEAN_GAIN:
-            if log_free_slots(&engine.log) == 0:
+            if log_free_slots(&engine.log) > 0:
+                return
+            if not tier_yield(engine):
                 writeback_failed(engine, -ENOSPC if gained >= 0 else gained)
                 sys_sleep_us(100000)
-            return
-        add_i64(&engine.counters.blocks_cleaned, 1)
+                return
+            sys_sleep_us(YIELDED_US)
+            continue
+        add_i64(&engine.counters.blocks_cleaned, gained > 0)
 
 
 cdef void *fetch_main(void *argument) noexcept nogil:
@@ -114,10 +125,12 @@ cdef void *fetch_main(void *argument) noexcept nogil:
 
 
 cdef void *pack_main(void *argument) noexcept nogil:
-    """Packs what the evictor has left in full blocks, as far as it gets, and does what else has time."""
+    """Packs what the evictor has left in full blocks, as far as it gets, and does what else has time: gives slots back,
+    cleans ahead."""
     cdef Engine *engine = <Engine *>argument
     cdef uint32_t seen
     cdef int result
+    cdef bint idle
     sys_name_thread(b"pack")
     sys_step_back()
     while not engine.stopping:
@@ -125,10 +138,14 @@ cdef void *pack_main(void *argument) noexcept nogil:
         result = 0
         if engine.log.packs:
             tier_adjust(engine)
-            result = pack_next(&engine.log, &engine.pack)
+            result = pack_compact(&engine.log, &engine.pack)
+            if result == 0:
+                result = pack_next(&engine.log, &engine.pack)
+        idle = (result == 0 and not slots_discard_next(&engine.log)
+                and pack_clean_ahead(&engine.log, &engine.pack) == 0)
         if result < 0:
             sys_sleep_us(10000)
-        elif result == 0 and not slots_discard_next(&engine.log):
+        elif idle:
             sys_futex_wait(&engine.log.changed, seen, FOR_EVER_US)
     return NULL
 

@@ -92,6 +92,24 @@ static inline void verify(const void *area, size_t bytes, uint64_t key)
 	verify_from(area, bytes, key, 0);
 }
 
+/* Nothing in what this writes can be packed small. */
+static inline void fill_hard(void *area, size_t bytes, uint64_t key)
+{
+	uint64_t *words = (uint64_t *)area;
+
+	for (uint64_t i = 0; i < bytes / sizeof(*words); i++)
+		words[i] = mix(key ^ i);
+}
+
+static inline void verify_hard(const void *area, size_t bytes, uint64_t key)
+{
+	const uint64_t *words = (const uint64_t *)area;
+
+	for (uint64_t i = 0; i < bytes / sizeof(*words); i++)
+		if (words[i] != mix(key ^ i))
+			wrong_word(words + i, i / WORDS, mix(key ^ i), words[i]);
+}
+
 static inline void verify_zero(const void *area, size_t bytes)
 {
 	const uint64_t *words = (const uint64_t *)area;
