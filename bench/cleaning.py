@@ -9,7 +9,8 @@ Uniform overwrites: of a block that is cleaned oldest first a share u is live, w
 and each page is written 1 / (1 - u) times (Robinson, Analysis of Steady-State Segment Storage Utilizations
 in a Log-Structured File System, 1996). Skewed ones, hot and cold pages kept apart: the same for each of the
 two, in a part of the area of its own, and these parts as large as is best (Desnoyers, Analytic Modeling of
-SSD Write Performance, 2012).
+SSD Write Performance, 2012). The models know of no blocks that are open, or spare for cleaning to work in:
+beside each the same for an area smaller by these.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from userswap import tests_door as door
 PAGES = 512
 FILLS = (0.5, 0.8, 0.9, 0.95)
 HOT, HOT_WRITES = 0.1, 0.9
+WORKING = 6  # slots: SLOTS_SPARE, and half of each of the open blocks, of which one is idle here
 
 
 def root(of: Callable[[float], float], low: float, high: float) -> float:
@@ -67,13 +69,15 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1024, help="blocks of the area (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=2, help="overwrites of all, before and while")
     options = parser.parse_args()
-    print("| full | uniform: model | measured | 90 % of writes to 10 %: model, apart | measured |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
+    print("| full | uniform: model | with spare | measured | 90/10: model, apart | with spare | measured |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for fill in FILLS:
         even = measured(options.slots, fill, 1.0, 1.0, options.turns)
         skewed = measured(options.slots, fill, HOT, HOT_WRITES, options.turns)
-        models = uniform(fill), apart(fill, HOT, HOT_WRITES)
-        print(f"| {fill:.0%} | {models[0]:.2f} | {even:.2f} | {models[1]:.2f} | {skewed:.2f} |", flush=True)
+        less = fill * options.slots / (options.slots - WORKING)
+        first = f"{uniform(fill):.2f} | {uniform(less):.2f} | {even:.2f}"
+        second = f"{apart(fill, HOT, HOT_WRITES):.2f} | {apart(less, HOT, HOT_WRITES):.2f} | {skewed:.2f}"
+        print(f"| {fill:.0%} | {first} | {second} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def _alive(pid: int) -> bool:
 
 def _owner(path: Path) -> int | None:
     """The pid in a name that we gave, if that process has ended."""
-    found = re.fullmatch(re.escape(PREFIX) + r"(\d+)(\.swap)?", path.name)
+    found = re.fullmatch(re.escape(PREFIX) + r"(\d+)((-\d+)?\.swap)?", path.name)
     if not found or _alive(int(found[1])):
         return None
     return int(found[1])
@@ -38,8 +38,8 @@ def remove_swap_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def swap_file(directory: Path, size: int) -> Iterator[Path]:
-    """A swap file of `size` bytes, on from here to the end of the block."""
+def swap_file(directory: Path, size: int, number: int = 0) -> Iterator[Path]:
+    """A swap file of `size` bytes, on from here to the end of the block; higher numbers are used later."""
     if os.geteuid():
         raise Unavailable("swapon needs root")
     for stale in directory.glob(f"{PREFIX}*.swap"):
@@ -47,14 +47,14 @@ def swap_file(directory: Path, size: int) -> Iterator[Path]:
             remove_swap_file(stale)
     if shutil.disk_usage(directory).free < size + (1 << 30):
         raise Unavailable(f"{directory} has no room for a swap file of {size >> 20} MiB")
-    path = directory / f"{PREFIX}{os.getpid()}.swap"
+    path = directory / f"{PREFIX}{os.getpid()}-{number}.swap"
     try:
         with path.open("xb") as file:
             path.chmod(0o600)
             os.posix_fallocate(file.fileno(), 0, size)
         subprocess.run(["mkswap", str(path)], check=True, stdout=subprocess.DEVNULL)
         # Over any other swap of the machine: what is measured must be this file.
-        subprocess.run(["swapon", "--priority", "32767", str(path)], check=True)
+        subprocess.run(["swapon", "--priority", str(32767 - number), str(path)], check=True)
         yield path
     finally:
         remove_swap_file(path)
@@ -105,6 +105,12 @@ def memory_cgroup(limit: int, swappiness: int) -> Iterator[Path]:
         yield group
     finally:
         _remove(group)
+
+
+def lift_limit(group: Path) -> None:
+    for name, nothing in (("memory.limit_in_bytes", "-1"), ("memory.max", "max")):
+        if (group / name).exists():
+            (group / name).write_text(nothing)
 
 
 def enter(group: Path, command: list[str]) -> list[str]:
