@@ -163,6 +163,12 @@ def test_busy_programs_survive_300_attaches(start: Start, threads: int) -> None:
     assert program.finish().startswith("good")
 
 
+def test_what_it_starts_meanwhile_is_not_in_real_time(start: Start) -> None:
+    program = start("inject_threads")
+    cycles(program.pid, 300)
+    assert program.finish().startswith("good")
+
+
 @pytest.mark.parametrize(
     ("compiler", "flags"), [("cc", ("-static",)), ("musl-gcc", ()), ("musl-gcc", ("-static",)), ("go", ())]
 )

@@ -32,7 +32,6 @@ from userswap.system cimport (
     sys_hurry,
     sys_next_task,
     sys_open_tasks,
-    sys_schedule,
     sys_unhurry,
 )
 from userswap.tracee cimport (
@@ -282,6 +281,8 @@ cdef void reissue_if_leaked(pid_t target, Tracee *victim) noexcept nogil:
 
 
 cdef int release_victim(pid_t target, Tracee *victim) noexcept nogil:
+    """Its schedule first: once it ran, in real time, we might not get to it."""
+    sys_unhurry(victim.tid, &victim.schedule)
     reissue_if_leaked(target, victim)
     if ptrace(PTRACE_SETREGS, victim.tid, NULL, &victim.registers) < 0:
         return -errno
@@ -344,10 +345,9 @@ cdef int clone_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
 
 cdef int clone_in_haste(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     """Every step waits for the thread's turn on a CPU, milliseconds each where the program is busy."""
-    cdef sys_schedule schedule
-    sys_hurry(victim.tid, PRIORITY_TRACEE, &schedule)
+    sys_hurry(victim.tid, PRIORITY_TRACEE, &victim.schedule)
     cdef int rc = clone_in(job, victim, child)
-    sys_unhurry(victim.tid, &schedule)
+    sys_unhurry(victim.tid, &victim.schedule)       # if it was not released
     return rc
 
 

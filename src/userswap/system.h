@@ -574,6 +574,8 @@ static inline void sys_step_back(void)
 	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 10);
 }
 
+enum { SYS_RESET_ON_FORK = 1 };
+
 /* How the kernel schedules a thread: the first version of struct sched_attr, which not every libc has. */
 struct sys_schedule {
 	uint32_t size;
@@ -586,8 +588,9 @@ struct sys_schedule {
 	uint64_t period;
 };
 
-/* As sys_prefer, for a thread of somebody else's: sys_unhurry makes it what it was. A schedule that could not be
- * put back is left as it is. */
+/* As sys_prefer, for a thread of somebody else's: sys_unhurry makes it what it was. What it starts meanwhile inherits
+ * nothing: a program's thread in real time, busy and for ever, would be the end of the machine. A schedule that could
+ * not be put back is left as it is. */
 static inline void sys_hurry(pid_t tid, int priority, struct sys_schedule *was)
 {
 	struct sys_schedule now = {.size = sizeof now, .policy = SCHED_FIFO, .priority = (uint32_t)priority};
@@ -597,15 +600,20 @@ static inline void sys_hurry(pid_t tid, int priority, struct sys_schedule *was)
 		was->size = 0;
 		return;
 	}
-	now.flags = was->flags;
+	now.flags = was->flags | SYS_RESET_ON_FORK;
 	if (syscall(SYS_sched_setattr, tid, &now, 0) != 0)
 		was->size = 0;
 }
 
+/* To take SYS_RESET_ON_FORK away again needs a capability, real time does not. */
 static inline void sys_unhurry(pid_t tid, struct sys_schedule *was)
 {
-	if (was->size != 0)
+	if (was->size == 0)
+		return;
+	if (syscall(SYS_sched_setattr, tid, was, 0) != 0) {
+		was->flags |= SYS_RESET_ON_FORK;
 		syscall(SYS_sched_setattr, tid, was, 0);
+	}
 	was->size = 0;
 }
 

@@ -5,6 +5,8 @@ All of a tracee's calls must come from the one thread that seized it. 0 or more,
 from libc.stdint cimport int64_t, uint64_t
 from posix.types cimport pid_t
 
+from userswap.system cimport sys_schedule
+
 cdef extern from "<sys/user.h>" nogil:
     ctypedef struct user_regs_struct "struct user_regs_struct":
         unsigned long long rip, rsp, rax, rdi, rsi, rdx, r10, r8, r9, orig_rax, cs, eflags
@@ -25,6 +27,7 @@ cdef struct Tracee:
     user_regs_struct registers          # as they were when it stopped
     uint64_t mask                       # its blocked signals, likewise
     uint64_t options                    # of ptrace, beyond those that every tracee gets
+    sys_schedule schedule               # what it was before it was hurried, if it was
 
 cdef uint64_t now_ns() noexcept nogil
 cdef void sleep_us(long us) noexcept nogil
