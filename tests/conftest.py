@@ -14,6 +14,8 @@ from support import Programs, Runner, Verbs, privileged
 
 def pytest_configure() -> None:
     """Whoever ends the tests by SIGTERM, such as timeout(1), leaves no program of theirs running either."""
+    # In the background of a script SIGINT is ignored, and would be by all programs of theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: pytest.exit("terminated", 128 + number))
 
 

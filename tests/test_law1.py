@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from support import (
+    ENGINE,
     EXIT_OWN_ERROR,
     MIB,
-    USERFAULTFD,
     Programs,
     Runner,
-    descriptors,
     engine_of,
+    name_of,
     tree_of,
     wait_until,
 )
@@ -139,14 +139,19 @@ def test_engine_killed_stops_the_program(
     assert re.search(rb"^userswap: .*engine", run.stderr, re.MULTILINE), run.describe()
 
 
-def has_begun(front: int) -> bool:
-    return any(USERFAULTFD in descriptors(pid) for pid in tree_of(front))
+def has_written(engine: int) -> bool:
+    """Whether there is anything in its swap file, which has no name."""
+    fds = Path(f"/proc/{engine}/fd")
+    files = [fd for fd in fds.iterdir() if re.search(r"/#\d+ \(deleted\)$", str(fd.readlink()))]
+    return any(fd.stat().st_blocks > 0 for fd in files)
 
 
 def test_engine_killed_while_the_program_fills(userswap: Runner, programs: Programs) -> None:
     with userswap.start([programs("futex_evicted"), "4096"], RAM) as live:
-        wait_until(lambda: has_begun(live.pid), 30, "the engine has entered the program")
-        os.kill(engine_of(live.pid), signal.SIGKILL)
+        wait_until(lambda: ENGINE in map(name_of, tree_of(live.pid)), 30, "there is an engine")
+        engine = engine_of(live.pid)
+        wait_until(lambda: has_written(engine), 30, "something is swapped")
+        os.kill(engine, signal.SIGKILL)
         run = live.finish(30)
     assert run.returncode == EXIT_OWN_ERROR, run.describe()
     assert b"WRONG" not in run.stderr, run.describe()

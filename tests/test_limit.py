@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The limit is hard: a program that fills memory faster than any disk waits, it does not overshoot."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from support import MIB, TOLERANCE, Programs, Runner
+from support import MIB, TOLERANCE, Programs, Runner, attached, send, wait_until
 
 RAM = 96 * MIB
 
@@ -20,6 +21,30 @@ def test_fast_fill_stays_under_the_limit(userswap: Runner, programs: Programs, t
     assert run.sampled.peak_bytes <= RAM * TOLERANCE, run.describe()
     # And the limit is used: a program that was held far below it would be swapped for nothing.
     assert run.sampled.peak_bytes >= RAM * 0.7, run.describe()
+
+
+def test_one_call_that_fills_more_than_there_is(userswap: Runner, programs: Programs, tmp_path: Path) -> None:
+    """Amid such a call nobody can be entered: it was before, as it had mapped so much."""
+    command = [programs("read_large"), str(tmp_path / "data"), "384"]
+    with userswap.start(command, RAM, stdin=subprocess.PIPE) as live:
+        live.wait_for_line("mapped", 60)
+        wait_until(lambda: any("helper" in sign for sign in attached(live.pid)), 20, "it is entered")
+        send(live.process)
+        run = live.finish(120)
+    assert run.returncode == 0, run.describe()
+    assert run.stats["pages_evicted"] * 4096 >= 384 * MIB - RAM, run.describe()
+
+
+def test_what_is_entered_before_memory_is_short_is_not_slowed(
+    userswap: Runner, programs: Programs, tmp_path: Path
+) -> None:
+    """Nothing of it is registered: no fault is the engine's."""
+    command = [programs("read_large"), str(tmp_path / "data"), "96"]
+    with userswap.start(command, 256 * MIB, stdin=subprocess.PIPE) as live:
+        live.wait_for_line("mapped", 60)
+        send(live.process)
+        run = live.finish(60)
+    assert run.stats["faults"] + run.stats["pages_first_touched"] == 0, run.describe()
 
 
 # Programs with memory of their own that have another one fill memory, and wait for it or do not.

@@ -5,6 +5,10 @@ A process is entered through ptrace, in a few hundred microseconds of which one 
 fraction. The address space of a fork child has been the engine's since the fork (its userfaultfd came with
 the event), but nobody says which process it belongs to; that is found out here.
 
+A process that has mapped more than there is room for can go over the limit within one call: one read of a large file
+into fresh memory, amid which no thread of it can be stopped. So it is entered as soon as that is seen, and its memory
+registered when the limit is near, which can be done from outside, amid a call too.
+
 It is done by a thread of its own, one process after the other, as the monitor asks: the victim may be amid a call that
 nobody can interrupt, and meanwhile others fork. While it traces, no other thread of this process may wait for children,
 or it would be told of our stops: Engine.ptrace_lock.
@@ -17,6 +21,7 @@ from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
 from userswap.inject cimport Helper, helper_end, helper_inject
+from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
 from userswap.mm cimport MAX_LEFT_ALONE, Entry, LeftAlone, Mm, mm_insert, mm_leave, mm_make, mm_next, mm_put
@@ -107,6 +112,13 @@ cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     return -EAGAIN
 
 
+cdef void _take_care(Engine *engine, Mm *mm) noexcept nogil:
+    """Of memory that is there already, if it is time."""
+    if limit_near(engine):
+        spare_look(engine, mm)
+        mappings_register(engine, mm)
+
+
 cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
     cdef Helper helper
     cdef Mm *mm
@@ -126,8 +138,7 @@ cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
         mm_put(engine, mm)
         return result
     mm_id[0] = mm.id
-    spare_look(engine, mm)
-    mappings_register(engine, mm)
+    _take_care(engine, mm)
     return 0
 
 
@@ -164,8 +175,7 @@ cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id)
                 result = _adopt(engine, mm, pid)
                 if result == 0:
                     mm_id[0] = mm.id
-                    spare_look(engine, mm)
-                    mappings_register(engine, mm)
+                    _take_care(engine, mm)
             mm_put(engine, mm)
     return result
 
@@ -176,7 +186,9 @@ cdef int _enter(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexce
     return _enter_new(engine, pid, mm_id) if result == -EINVAL else result
 
 
-cdef bint _wants_entry(Engine *engine, Process *process) noexcept nogil:
+cdef bint _wants_entry(Engine *engine, Process *process, bint near) noexcept nogil:
+    if not near and (process.put_off or not limit_reached_by(engine, process.untouched)):
+        return False
     if (process.gone or process.mm_id != 0 or process.entering or process.shares or process.helper or process.left_alone
             or process.anonymous < ENTER_PAGES):
         return False
@@ -199,6 +211,13 @@ cdef void _leave_alone(Engine *engine, Process *process, int error) noexcept nog
 
 # ---- the thread that does it, and what the monitor asks of it
 
+cdef void _prepare(Engine *engine) noexcept nogil:
+    """What the engine will need itself, before memory is short."""
+    if not engine.prepared and limit_near(engine):
+        log_populate(&engine.log)
+        engine.prepared = True
+
+
 cdef void *_enter_main(void *argument) noexcept nogil:
     cdef Engine *engine = <Engine *>argument
     cdef Entry *entry = &engine.entry
@@ -207,11 +226,10 @@ cdef void *_enter_main(void *argument) noexcept nogil:
     sys_prefer(0, PRIORITY_MONITOR)
     while not engine.stopping:
         seen = load_u32(&entry.asked)
+        _prepare(engine)
         if entry.pid == 0 or entry.done:
             sys_futex_wait(&entry.asked, seen, FOR_EVER_US)
             continue
-        if engine.counters.processes_attached == 0:
-            log_populate(&engine.log)
         pthread_mutex_lock(&engine.ptrace_lock)
         engine.entering = True
         sys_signal_eventfd(engine.room_event)       # who may overdraw now
@@ -227,31 +245,35 @@ cdef void *_enter_main(void *argument) noexcept nogil:
 cdef void _entered(Engine *engine, Process *process, Entry *entry) noexcept nogil:
     process.entering = False
     process.tries += 1
+    process.put_off = entry.early
     if entry.result == 0:
         process.mm_id = entry.mm_id
         add_i64(&engine.counters.processes_attached, 1)
         sys_signal_eventfd(engine.attention)        # there is a new userfaultfd to keep
     elif entry.result == -ESRCH:
         process.gone = True
+    elif entry.early:
+        process.tries = 0
     elif entry.result != -EAGAIN or process.tries >= ENTER_TRIES:
         _leave_alone(engine, process, -entry.result)
 
 
-cdef Process *_best(Engine *engine) noexcept nogil:
+cdef Process *_best(Engine *engine, bint near) noexcept nogil:
     """The largest process that uses memory worth evicting; what could not be entered has to wait for its turn."""
     cdef uint32_t at
     cdef Process *best = NULL
     cdef Process *process
     for at in range(engine.tree.look.count):
         process = engine.tree.look.items[at]
-        if _wants_entry(engine, process) and (best == NULL or process.tries < best.tries or (
+        if _wants_entry(engine, process, near) and (best == NULL or process.tries < best.tries or (
                 process.tries == best.tries and process.anonymous > best.anonymous)):
             best = process
     return best
 
 
-cdef void enter_next(Engine *engine, bint wanted) noexcept nogil:
-    """Sees to it that processes are entered, one after the other. The monitor's, at each look; does not wait."""
+cdef void enter_next(Engine *engine, bint near) noexcept nogil:
+    """Sees to it that processes are entered, one after the other: those that use memory where it is short, those that may
+    take what is left before. The monitor's, at each look; does not wait."""
     cdef Entry *entry = &engine.entry
     cdef Process *best
     cdef uint32_t at
@@ -261,11 +283,14 @@ cdef void enter_next(Engine *engine, bint wanted) noexcept nogil:
         if engine.tree.look.items[at].entering:
             _entered(engine, engine.tree.look.items[at], entry)
     entry.pid = 0
-    best = _best(engine) if wanted else NULL
+    best = _best(engine, near)
     if best == NULL:
+        if near and not engine.prepared:
+            sys_futex_advance(&entry.asked)
         return
     best.entering = True
     entry.parent = best.parent
+    entry.early = not near
     entry.mm_id = 0
     entry.done = False
     entry.pid = best.pid

@@ -78,6 +78,11 @@ cdef bint limit_near(Engine *engine) noexcept nogil:
     return limit_is_near(engine, load_i64(&engine.resident))
 
 
+cdef bint limit_reached_by(Engine *engine, int64_t pages) noexcept nogil:
+    """Whether so many pages more would go over it."""
+    return load_i64(&engine.resident) + pages > engine.limit
+
+
 cdef bint limit_is_near(Engine *engine, int64_t pages) noexcept nogil:
     return pages > limit_near_at(engine)
 

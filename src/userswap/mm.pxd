@@ -115,6 +115,7 @@ cdef struct Entry:          # the process that is being entered: asked for by th
     uint32_t asked          # futex
     pid_t pid               # 0: none
     pid_t parent
+    bint early              # memory is not short yet
     bint done
     int result              # 0 or -errno
     uint32_t mm_id
@@ -223,6 +224,7 @@ cdef struct Engine:
     bint stopping
     bint evictor_over       # the writer may end
     bint entering           # a process is being entered
+    bint prepared           # the log has its memory
     Entry entry
     bint ksm                # the kernel merges pages, which takes our write protection from them
     uint64_t ksm_looked_at

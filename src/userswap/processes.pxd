@@ -20,6 +20,7 @@ cdef struct Process:
     int64_t shared          # ... of them counted for a relative as well (copy-on-write after a fork)
     int64_t sharing         # what that will be once all are measured
     uint64_t mapped         # total_vm, pages
+    int64_t untouched       # pages that it could write to, of its own, and has not: data_vm and stack_vm less `anonymous`
     uint32_t mm_id          # 0: not entered
     bint shares             # it has its parent's address space (vfork, or a helper): not counted
     bint helper             # it is one of ours
@@ -31,6 +32,7 @@ cdef struct Process:
     bint forgotten          # ... and the monitor will not look at it again
     bint entering           # it is being entered just now
     bint left_alone         # it cannot be entered
+    bint put_off            # ... or could not before memory was short: not tried again until then
     int tries
     uint64_t found_at       # us
     char name[16]
@@ -72,4 +74,4 @@ cdef void tree_end_look(Tree *tree) noexcept nogil
 cdef int64_t tree_sample(Tree *tree, int64_t copied) noexcept nogil
 cdef bint tree_is_due(Tree *tree) noexcept nogil
 cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil
-cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil
+cdef int64_t anonymous_pages(int statm, uint64_t *mapped, int64_t *untouched) noexcept nogil

@@ -121,7 +121,7 @@ cdef int64_t tree_own_pages(Tree *tree) noexcept nogil:
     cdef int at
     pthread_mutex_lock(&tree.lock)
     for at in range(tree.own_count):
-        pages += max(anonymous_pages(tree.own[at].statm, &mapped), <int64_t>0)
+        pages += max(anonymous_pages(tree.own[at].statm, &mapped, NULL), <int64_t>0)
     pthread_mutex_unlock(&tree.lock)
     return pages
 
@@ -170,7 +170,7 @@ cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
     process.found_at = sys_now_us()
     process.fresh = True
     process.inherited = known.anonymous if known != NULL else 0
-    process.anonymous = anonymous_pages(process.statm, &process.mapped)
+    process.anonymous = anonymous_pages(process.statm, &process.mapped, &process.untouched)
     _read_name(process)
     pthread_mutex_lock(&tree.lock)
     added = not _is_own(tree, pid) and _list_add(&tree.all, process)
@@ -258,15 +258,18 @@ cdef void tree_find(Tree *tree) noexcept nogil:
 
 # ---- counting: the sampler's
 
-cdef int64_t anonymous_pages(int statm, uint64_t *mapped) noexcept nogil:
-    """Resident anonymous pages of a process and, in *mapped, the pages of all its mappings; -1 when it is gone."""
+cdef int64_t anonymous_pages(int statm, uint64_t *mapped, int64_t *untouched) noexcept nogil:
+    """Resident anonymous pages of a process; in *mapped the pages of all its mappings, in *untouched, if it is not NULL,
+    those that it may write to and has not. -1 when it is gone."""
     cdef char text[128]
-    cdef unsigned long size = 0, resident = 0, shared = 0
+    cdef unsigned long size = 0, resident = 0, shared = 0, writable = 0
     if sys_read_small(statm, text, sizeof(text)) <= 0:
         return -1
-    if sscanf(text, b"%lu %lu %lu", &size, &resident, &shared) != 3:
+    if sscanf(text, b"%lu %lu %lu %*u %*u %lu", &size, &resident, &shared, &writable) != 4:
         return -1
     mapped[0] = size
+    if untouched != NULL:
+        untouched[0] = <int64_t>writable - (<int64_t>resident - <int64_t>shared)
     return <int64_t>resident - <int64_t>shared
 
 
@@ -291,7 +294,7 @@ cdef int64_t _pages(Tree *tree, int64_t copied) noexcept nogil:
 
 cdef void _sample(Tree *tree, Process *process, uint64_t now) noexcept nogil:
     """Looks at a process. Marks it when it is gone."""
-    process.anonymous = anonymous_pages(process.statm, &process.mapped)
+    process.anonymous = anonymous_pages(process.statm, &process.mapped, &process.untouched)
     if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
         process.anonymous = 0
         process.shared = 0

@@ -27,6 +27,7 @@ from userswap.system cimport (
 
 cdef enum:
     INTERVAL_MAX_US = 250000
+    INTERVAL_ENTERED_US = 50000 # who has ended, or runs another program, is to be left
     INTERVAL_MIN_US = 1000
     OWN_EVERY = 16              # samples of the engine's own memory, far below the limit
 
@@ -34,8 +35,8 @@ cdef enum:
 cdef int64_t _own_pages(Engine *engine) noexcept nogil:
     """The engine's own memory, that of the front process and of those that keep blocks."""
     cdef uint64_t mapped
-    cdef int64_t own = anonymous_pages(engine.own_statm, &mapped)
-    cdef int64_t front = anonymous_pages(engine.front_statm, &mapped)
+    cdef int64_t own = anonymous_pages(engine.own_statm, &mapped, NULL)
+    cdef int64_t front = anonymous_pages(engine.front_statm, &mapped, NULL)
     return max(own, <int64_t>0) + max(front, <int64_t>0) + tree_own_pages(&engine.tree)
 
 
@@ -51,7 +52,8 @@ cdef void _sample(Engine *engine) noexcept nogil:
 
 cdef uint64_t _interval_us(Engine *engine) noexcept nogil:
     cdef int64_t room = limit_near_at(engine) - load_i64(&engine.resident) - engine.tree.hidden
-    return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS, <int64_t>INTERVAL_MIN_US), <int64_t>INTERVAL_MAX_US)
+    cdef int64_t most = INTERVAL_ENTERED_US if engine.counters.processes_attached else INTERVAL_MAX_US
+    return <uint64_t>min(max(room * 1000 // TOUCH_PAGES_A_MS, <int64_t>INTERVAL_MIN_US), most)
 
 
 cdef void *_sampler_main(void *argument) noexcept nogil:
