@@ -2,9 +2,9 @@
 //
 // Memory for swapoff.py to empty an area under: processes that hold random bits, overwrite them and check them.
 //
-//     holder PROCESSES MIB SEED
+//     holder PROCESSES MIB SEED BITS
 //
-// Each process holds MIB / PROCESSES MiB. Once they are filled, and after each command on standard input, one JSON
+// Each process holds MIB / PROCESSES MiB, in words of which the lowest BITS are random and the others 0. Once they are filled, and after each command on standard input, one JSON
 // object a line: pages that were written or checked, major faults that this took, seconds. Commands:
 //
 //     age SECONDS     each overwrites pages at random for so long
@@ -42,6 +42,7 @@ static uint8_t *generation; // of each page: how often it was written
 static uint64_t pages;
 static uint64_t seed; // of this process
 static uint64_t draws;
+static uint64_t mask;
 
 static uint64_t mix(uint64_t x)
 {
@@ -79,7 +80,7 @@ static void write_page(uint64_t page)
 	generation[page]++;
 	word = first_word(page);
 	for (int i = 0; i < WORDS; i++)
-		area[page * WORDS + i] = mix(word + i);
+		area[page * WORDS + i] = mix(word + i) & mask;
 }
 
 static void check_page(uint64_t page)
@@ -87,7 +88,7 @@ static void check_page(uint64_t page)
 	uint64_t word = first_word(page);
 
 	for (int i = 0; i < WORDS; i++) {
-		if (area[page * WORDS + i] == mix(word + i))
+		if (area[page * WORDS + i] == (mix(word + i) & mask))
 			continue;
 		fprintf(stderr, "holder: page %" PRIu64 ", word %d is wrong\n", page, i);
 		_exit(1);
@@ -189,10 +190,12 @@ static void carry_out(struct order order)
 int main(int argc, char **argv)
 {
 	char line[64];
-	int count = argc == 4 ? atoi(argv[1]) : 0;
+	int count = argc == 5 ? atoi(argv[1]) : 0;
+	int bits = argc == 5 ? atoi(argv[4]) : 0;
 
-	if (count < 1 || count > MAX_PROCESSES || (pages = (strtoull(argv[2], NULL, 10) << 8) / (uint64_t)count) == 0) {
-		fprintf(stderr, "usage: holder PROCESSES MIB SEED\n");
+	mask = bits >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << (bits & 63)) - 1;
+	if (bits < 1 || count < 1 || count > MAX_PROCESSES || (pages = (strtoull(argv[2], NULL, 10) << 8) / (uint64_t)count) == 0) {
+		fprintf(stderr, "usage: holder PROCESSES MIB SEED BITS\n");
 		return 2;
 	}
 	while (processes < count)

@@ -7,7 +7,8 @@ In the same run, for each case, what the disk gives to large reads and copies of
 
 The sides. "kernel": a swap file under a memory cgroup, whose limit is lifted before, so that swapoff reads
 into free memory. "kernel-moving": the limit stays and there is a second swap file, so that what comes in has
-to go out again. "userswap": a second area is added, and takes all.
+to go out again. "userswap": a second area is added, and takes all. "userswap-memory": as "kernel", the limit is
+lifted before, and there is no other area.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from bench import kernel
 from bench.__main__ import interrupted
 
 HERE = Path(__file__).parent
-SIDES = ("kernel", "kernel-moving", "userswap")
+SIDES = ("kernel", "kernel-moving", "userswap", "userswap-memory")
 MIB = 1 << 20
 BLOCK = 2 * MIB
 # Of an area that is "full": cleaning has to have something to gain when pages are overwritten.
@@ -42,6 +43,7 @@ MOST = 0.95
 # as in the cgroup.
 ENGINE_MIB = 48
 PROCESS_MIB = 0.6
+LIFTED_MIB = 256
 # Bytes of metadata by which userswap finds a page again: page table, entry, owner; and of each block.
 PAGE_TABLE_BYTES, ENTRY_BYTES, OWNER_BYTES, BLOCK_TABLE_BYTES = 4, 8, 4, 80
 
@@ -247,7 +249,9 @@ def metadata_bytes(engine: dict[str, Any], pages: int) -> int:
     return int(pages * PAGE_TABLE_BYTES + engine["entries"] * ENTRY_BYTES + blocks * each)
 
 
-def empty_by_userswap(case: Case, command: list[str], options: argparse.Namespace) -> Emptied:
+def empty_by_userswap(
+    case: Case, command: list[str], options: argparse.Namespace, into_memory: bool
+) -> Emptied:
     size = options.size * MIB
     with contextlib.ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory(prefix=kernel.PREFIX, dir=options.directory)
@@ -261,7 +265,11 @@ def empty_by_userswap(case: Case, command: list[str], options: argparse.Namespac
         run += ["--swap", f"{first}:{options.size}M", "--", *command]
         holder = stack.enter_context(holding(run, verbs.environment))
         overwritten = age(holder, case)
-        verbs("swapon", str(options.second or f"{second}:{options.size + options.ram}M"))
+        if into_memory:
+            # The blocks may have half of it.
+            verbs("limit", f"{2 * (ram + options.size) + LIFTED_MIB}M")
+        else:
+            verbs("swapon", str(options.second or f"{second}:{options.size + options.ram}M"))
         used = verbs.engine()["areas"][0]["used_bytes"]
         start = time.monotonic()
         said = verbs("swapoff", str(first))
@@ -273,7 +281,7 @@ def empty_by_userswap(case: Case, command: list[str], options: argparse.Namespac
         checked = holder.ask("check")
         after = verbs.engine()
     return Emptied(
-        side="userswap",
+        side="userswap-memory" if into_memory else "userswap",
         used=used / size,
         seconds=float(found[2]),
         command_seconds=command_seconds,
@@ -289,10 +297,10 @@ def empty_by_userswap(case: Case, command: list[str], options: argparse.Namespac
 
 def empty(side: str, case: Case, binary: Path, options: argparse.Namespace) -> Emptied:
     data = options.ram + round(options.size * case.fill / 100 * MOST)
-    command = [str(binary), str(case.processes), str(data), str(case.processes)]
+    command = [str(binary), str(case.processes), str(data), str(case.processes), str(options.bits)]
     os.sync()
-    if side == "userswap":
-        return empty_by_userswap(case, command, options)
+    if side.startswith("userswap"):
+        return empty_by_userswap(case, command, options, side == "userswap-memory")
     return empty_by_kernel(case, command, options, side == "kernel-moving")
 
 
@@ -355,7 +363,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fill", type=int, nargs="+", default=[25, 50, 100], metavar="PERCENT")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 8, 64], metavar="N")
     parser.add_argument("--age", type=float, nargs="+", default=[0], metavar="SECONDS")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["kernel", "userswap"])
+    parser.add_argument("--bits", type=int, default=64, help="random ones in each word of 64 (%(default)s)")
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, default=["kernel", "userswap", "userswap-memory"]
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where the swap lies")
     parser.add_argument("--second", type=Path, metavar="DEVICE", help="that takes all, on userswap's side")

@@ -2,6 +2,7 @@
 """swapon, swapoff and status on a running engine whose program checks all its memory; and the socket."""
 
 import json
+import math
 import random
 import signal
 import socket
@@ -126,6 +127,27 @@ def test_the_only_area_is_emptied_into_memory_where_there_is_room(
         finish(live)
 
 
+def test_another_limit(userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path) -> None:
+    """More memory is used, less is kept to, and the area is emptied into what there is then."""
+    command, swap = [programs("reread"), "256", "60000"], [f"{tmp_path}:400M"]
+    environment = {**verbs.env, **CHECKED}
+    with userswap.start(command, RAM, swap=swap, env=environment, tolerance=math.inf) as live:
+        wait_until(lambda: bool(verbs.sockets()) and verbs.engine()["pages_in"] > 200, 30, "it swaps")
+        verbs("limit", "160M")
+        wait_until(lambda: verbs.engine()["resident_bytes"] > 130 * MIB, 30, "it uses more")
+        assert verbs.engine()["ram_limit_bytes"] == 160 * MIB
+        verbs("limit", "72M")
+        wait_until(lambda: verbs.engine()["resident_bytes"] < 72 * MIB, 30, "it has given it back")
+        evicted = verbs.engine()["pages_evicted"]
+        wait_until(lambda: verbs.engine()["pages_evicted"] > evicted + 1000, 30, "it goes on")
+        assert verbs.engine()["resident_bytes"] < 72 * MIB
+        verbs("limit", "2G")
+        assert verbs.engine()["swap_bytes"] > 100 * MIB
+        assert "0 page table entries visited" in verbs("swapoff", str(tmp_path))
+        assert verbs.engine()["swap_bytes"] == 0
+        finish(live)
+
+
 def test_back_and_forth(userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path) -> None:
     """The same blocks, moved again and again under a program that reads and writes them."""
     here, there = made(tmp_path, "here", "there")
@@ -192,6 +214,8 @@ def test_priority_says_which_area_is_used(
         (("swapon", "/nowhere/at/all"), "No such file or directory"),
         (("swapon", "{first}:400M", "--priority", "99999"), "priority"),
         (("swapoff", "/nowhere"), "no such swap area"),
+        (("limit", "1M"), "the least is 64M"),
+        (("limit", "much"), "much"),
         (("swapoff", "{first}", "--engine", "1"), "no engine of yours has the pid 1"),
     ],
 )
@@ -234,6 +258,9 @@ def test_nonsense_on_the_socket_is_answered_or_cut_off(
         (path,) = verbs.sockets()
         fixed = [b"{}", b"[]", b"null", b'{"version": 1}', b'{"version": 2, "verb": "status"}', b"[" * 9000]
         fixed += [b'{"version": 1, "verb": "swapon", "area": 3}', b'{"version": 1, "verb": "swapoff-state"}']
+        fixed += [
+            b'{"version": 1, "verb": "limit", "ram_limit_bytes": %s}' % b for b in (b"-1", b"1e99", b"true")
+        ]
         for line in [*fixed, *(rng.randbytes(rng.randrange(300)).replace(b"\n", b"") for _ in range(300))]:
             answer = asked(path, line)
             assert answer["ok"] is False, line

@@ -62,7 +62,7 @@ def _dispatch(words: list[str]) -> int:
         from userswap.doctor import doctor
 
         return doctor()
-    if chosen.verb in ("status", "swapon", "swapoff"):
+    if chosen.verb in ("status", "limit", "swapon", "swapoff"):
         return _control(chosen)
     if not command:
         raise UserswapError("no command to run (see userswap run --help)")
@@ -76,6 +76,8 @@ def _control(chosen: argparse.Namespace) -> int:
 
     if chosen.verb == "status":
         return client.status(chosen.json)
+    if chosen.verb == "limit":
+        return client.limit(chosen.size, chosen.engine)
     if chosen.verb == "swapon":
         return client.swapon(chosen.area, chosen.priority, chosen.engine)
     return client.swapoff(chosen.area, chosen.engine)
@@ -103,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         "status", help="list the engines that run, and their swap areas", allow_abbrev=False
     )
     status.add_argument("--json", action="store_true", help="as JSON: an object with engines, a list")
+    limit = verbs.add_parser("limit", help="give a running engine another --ram", allow_abbrev=False)
+    limit.add_argument("size", metavar="SIZE", help="as for run --ram")
     swapon = verbs.add_parser("swapon", help="add a swap area to a running engine", allow_abbrev=False)
     swapon.add_argument(
         "area", metavar="AREA", help="PATH[:SIZE][:POLICY] or NAME://TEXT[:SIZE][:POLICY], as for run --swap"
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "swapoff", help="empty a swap area of a running engine, and forget it", allow_abbrev=False
     )
     swapoff.add_argument("area", metavar="AREA", help="as it was given, or its number in status")
-    for verb in (swapon, swapoff):
+    for verb in (limit, swapon, swapoff):
         verb.add_argument("--engine", type=int, metavar="PID", help="which engine, if several run")
     return parser
 

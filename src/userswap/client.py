@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`userswap status`, `swapon` and `swapoff`: what talks to running engines by their control sockets."""
+"""`userswap status`, `limit`, `swapon` and `swapoff`: what talks to running engines by their control sockets."""
 
 import json
 import os
@@ -149,6 +149,15 @@ def _area_columns(area: Mapping[str, Any]) -> list[str]:
 def _absolute(spec: str) -> str:
     """The engine has another working directory."""
     return spec if os.path.isabs(spec) or is_store(spec) else os.path.join(os.getcwd(), spec)
+
+
+def limit(size: str, pid: int | None) -> int:
+    from userswap.ram import parse_ram
+
+    connection = connect(pid)
+    connection.ask("limit", ram_limit_bytes=parse_ram(size))
+    connection.close()
+    return 0
 
 
 def swapon(area: str, priority: int, pid: int | None) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket of an engine: `userswap status`, `swapon` and `swapoff` talk to it.
+"""The control socket of an engine: `userswap status`, `limit`, `swapon` and `swapoff` talk to it.
 
 A Unix socket in a directory that only its user can enter, named by the engine's pid. Requests and answers
 are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request holds "version" and "verb". An answer
@@ -236,6 +236,8 @@ class Control:
         verb = request.get("verb")
         if verb == "status":
             return {"engine": {**self._describe(), "areas": self._describe_areas()}}
+        if verb == "limit":
+            return self._limit(request)
         if verb == "swapon":
             return self._swapon(request, client)
         if verb == "swapoff":
@@ -246,6 +248,16 @@ class Control:
             self._engine.cancel_swapoff(self._find_swapoff(request).number)
             return {}
         raise UserswapError(f"no such verb: {verb}")
+
+    def _limit(self, request: Mapping[str, object]) -> Answer:
+        wanted = request.get("ram_limit_bytes")
+        if not isinstance(wanted, int) or not 0 < wanted < 1 << 62:
+            raise UserswapError("limit wants a number of bytes")
+        try:
+            self._engine.change_limit(wanted)
+        except Exception as error:  # EngineError: control.py is loaded without the engine, too
+            raise UserswapError(str(error)) from error
+        return {"ram_limit_bytes": wanted}
 
     # ---- areas
 

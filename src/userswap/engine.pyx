@@ -12,7 +12,7 @@ from userswap.check cimport check_ended
 from userswap.enter cimport enter_start, enter_stop
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
-from userswap.limit cimport limit_least, limit_set
+from userswap.limit cimport limit_change, limit_least, limit_set
 from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, BUFFERS_PACKING, MAX_AREAS, NO_BLOCK, OPENS, Log, log_init
 from userswap.mm cimport (
     ENTRIES_FOR_EVER,
@@ -35,7 +35,7 @@ from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
 from userswap.stores cimport store_end_waits
 from userswap.swapoff cimport Progress, swapoff_area, swapoff_lacks, swapon_area
-from userswap.tier cimport tier_spare, tier_unspare
+from userswap.tier cimport tier_measure, tier_spare, tier_unspare
 from userswap.system cimport (
     EFD_CLOEXEC,
     ENOSPC,
@@ -70,6 +70,13 @@ cdef uint32_t _stamp_shift(int64_t limit_pages) noexcept nogil:
     return shift
 
 
+cdef int64_t _limit_pages(ram_limit_bytes) except -1:
+    cdef int64_t pages = ram_limit_bytes >> PAGE_SHIFT
+    if pages < limit_least():
+        raise EngineError(f"--ram is too small: the least is {limit_least() >> 8}M")
+    return pages
+
+
 cdef int64_t _clamp(int64_t value, int64_t least, int64_t most) noexcept nogil:
     return min(max(value, least), most)
 
@@ -91,13 +98,11 @@ cdef class Engine:
 
     def __cinit__(self, ram_limit_bytes, areas, front_pid, may_spin, entry_bits=64):
         cdef EngineState *engine
-        cdef int64_t pages = ram_limit_bytes >> PAGE_SHIFT
+        cdef int64_t pages = _limit_pages(ram_limit_bytes)
         self._kept = {}
         self._state = engine = <EngineState *>sys_reserve(sizeof(EngineState))
         if engine == NULL:
             raise EngineError("no memory for the engine")
-        if pages < limit_least(engine):
-            raise EngineError(f"--ram is too small: the least is {limit_least(engine) >> 8}M")
         limit_set(engine, pages)
         engine.stamp_shift = _stamp_shift(pages)
         engine.mm_serial = 1
@@ -117,6 +122,12 @@ cdef class Engine:
         engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
         self._add_areas(areas)
         self._open(front_pid)
+
+    def change_limit(self, ram_limit_bytes):
+        """Another limit, at any time. Where it is lower what is too much is evicted, and faults wait meanwhile. Raises
+        EngineError when it is too small."""
+        limit_change(self._state, _limit_pages(ram_limit_bytes))
+        tier_measure(self._state)
 
     def _add_areas(self, areas):
         for fd, size, frees, shared in areas:

@@ -11,10 +11,11 @@ cdef void room_give(Engine *engine, int64_t pages) noexcept nogil
 cdef void room_awaited(Engine *engine) noexcept nogil
 cdef void room_check_stuck(Engine *engine) noexcept nogil
 cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted) noexcept nogil
+cdef void limit_change(Engine *engine, int64_t pages) noexcept nogil
 cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil
 cdef bint limit_near(Engine *engine) noexcept nogil
 cdef bint limit_reached_by(Engine *engine, int64_t pages) noexcept nogil
 cdef int64_t limit_near_at(Engine *engine) noexcept nogil
 cdef bint limit_is_near(Engine *engine, int64_t pages) noexcept nogil
 cdef void limit_burst(Engine *engine) noexcept nogil
-cdef int64_t limit_least(Engine *engine) noexcept nogil
+cdef int64_t limit_least() noexcept nogil

@@ -19,6 +19,9 @@ from userswap.system cimport (
     add_i64,
     load_i64,
     load_u32,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
     store_i64,
     sys_futex_advance,
     sys_now_us,
@@ -34,8 +37,20 @@ cdef enum:
 
 
 cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil:
+    """Before anybody else knows of it: at the start."""
+    pthread_mutex_init(&engine.limit_lock, NULL)
     engine.limit = pages
     _set_marks(engine, 0)
+
+
+cdef void limit_change(Engine *engine, int64_t pages) noexcept nogil:
+    """Another limit, at any time. What is over it is evicted, and faults wait meanwhile."""
+    pthread_mutex_lock(&engine.limit_lock)
+    engine.limit = pages
+    _set_marks(engine, min(engine.surge, pages // 8))
+    pthread_mutex_unlock(&engine.limit_lock)
+    sys_futex_advance(&engine.evict_wanted)
+    sys_signal_eventfd(engine.room_event)
 
 
 cdef int64_t _reserve(int64_t limit) noexcept nogil:
@@ -43,6 +58,7 @@ cdef int64_t _reserve(int64_t limit) noexcept nogil:
 
 
 cdef void _set_marks(Engine *engine, int64_t surge) noexcept nogil:
+    """limit_lock is held."""
     engine.surge = surge
     engine.high = engine.limit - _reserve(engine.limit) - surge
     engine.low = engine.high - max(engine.limit // 64, <int64_t>3 * BLOCK_PAGES)
@@ -51,24 +67,30 @@ cdef void _set_marks(Engine *engine, int64_t surge) noexcept nogil:
 cdef void _learn_surge(Engine *engine, int64_t pages) noexcept nogil:
     """A program that came close to the limit all the same (it forks, or maps and touches in bursts) gets a wider
     distance from high to limit, for some seconds."""
-    cdef int64_t excess = pages - (engine.limit - _reserve(engine.limit) // 4)
+    cdef int64_t excess
+    pthread_mutex_lock(&engine.limit_lock)
+    excess = pages - (engine.limit - _reserve(engine.limit) // 4)
     if 2 * excess > engine.surge:
         _set_marks(engine, min(2 * excess, engine.limit // 8))
     elif engine.surge > 0:
         engine.calm += 1
         if engine.calm % SURGE_TICKS == 0:
             _set_marks(engine, engine.surge * 15 // 16)
+    pthread_mutex_unlock(&engine.limit_lock)
 
 
 cdef void limit_burst(Engine *engine) noexcept nogil:
     """A fork at the limit: what parent and child write to next is theirs alone, and the first of it is not told."""
-    cdef int64_t surge = min(max(engine.limit // 16, <int64_t>BURST_PAGES), engine.limit // 8)
+    cdef int64_t surge
+    pthread_mutex_lock(&engine.limit_lock)
+    surge = min(max(engine.limit // 16, <int64_t>BURST_PAGES), engine.limit // 8)
     engine.calm = 0
     if engine.surge < surge:
         _set_marks(engine, surge)
+    pthread_mutex_unlock(&engine.limit_lock)
 
 
-cdef int64_t limit_least(Engine *engine) noexcept nogil:
+cdef int64_t limit_least() noexcept nogil:
     """The least limit, in pages, that there is work in: the engine's own memory at most, and as much again."""
     return 64 << 8
 

@@ -124,6 +124,7 @@ cdef void log_deinit(Log *log) noexcept nogil
 cdef bint log_tier_grow(Log *log) noexcept nogil
 cdef uint32_t log_tier_shrink(Log *log, uint32_t blocks) noexcept nogil
 cdef bint log_buffer_drop(Log *log, uint32_t base) noexcept nogil
+cdef bint log_can_pack(Log *log) noexcept nogil
 cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil
 cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint8_t codec,
                      uint32_t stamp) noexcept nogil

@@ -136,6 +136,12 @@ cdef void _wait_for(Log *log, bint *what) noexcept nogil:
         log_changed(log)
 
 
+cdef void _waits_no_more(Log *log) noexcept nogil:
+    """Who waited for a buffer gives up. If there are others, they say so again."""
+    log.buffer_waits = False
+    log_changed(log)
+
+
 cdef int _open_block(Log *log, int which) noexcept nogil:
     """Opens a new block. 1 when that must wait for a buffer, else 0 or -errno."""
     cdef uint32_t at = log.free_ids
@@ -145,6 +151,9 @@ cdef int _open_block(Log *log, int which) noexcept nogil:
         _wait_for(log, &log.plain_waits)
         return 1
     buffer = buffer_take(log, 0)
+    if buffer == NULL and which == OPEN_PACKED and log.order_count == 0:
+        _waits_no_more(log)     # what is not packed stays as it is: nobody needs to make room for it
+        return -ENOSPC
     if buffer == NULL:
         _wait_for(log, &log.buffer_waits)
         return 1
@@ -192,6 +201,11 @@ cdef void _close_block(Log *log, int which) noexcept nogil:
 
 # ---- packing
 
+cdef bint log_can_pack(Log *log) noexcept nogil:
+    """Whether what is packed small has a place to go. log.lock is held."""
+    return log.order_count > 0 or log.buffers_free > 0 or log.open[OPEN_PACKED] != NO_BLOCK
+
+
 cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil:
     """Where the next page is to be packed: there is room for PAGE_BYTES. Waits for the writer when no buffer is free.
 
@@ -209,6 +223,7 @@ cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil:
             result = -ECANCELED
         elif log.errors >= WRITE_TRIES:
             result = log.error
+            _waits_no_more(log)
         pthread_mutex_unlock(&log.lock)
         if result <= 0:
             return result

@@ -164,6 +164,8 @@ cdef struct Engine:
     pthread_mutex_t table_lock
     Mm *mms[4096]
     uint32_t mm_serial      # ids start at 1
+    # Guards changes of limit, surge, low and high, which belong together; read without. Nothing is taken under it.
+    pthread_mutex_t limit_lock
     # The limit, in pages. resident is an estimate: the last sample, and what was granted and evicted since.
     int64_t limit
     int64_t resident

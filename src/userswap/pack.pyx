@@ -51,6 +51,7 @@ from userswap.log cimport (
     OPEN_WARM,
     Block,
     Place,
+    log_can_pack,
     log_commit,
     log_free_slots,
     log_freed,
@@ -63,6 +64,7 @@ from userswap.space cimport space_word
 from userswap.system cimport (
     EAGAIN,
     EIO,
+    ENOSPC,
     load_i64,
     pthread_mutex_destroy,
     pthread_mutex_init,
@@ -205,12 +207,17 @@ cdef void _spent(Log *log, uint32_t at, int name, bint settled) noexcept nogil:
 # ---- packing
 
 cdef uint32_t _pack_begin(Log *log) noexcept nogil:
-    """Takes and pins the oldest plain block that waits, or gives NO_BLOCK."""
+    """Takes and pins the oldest plain block that waits, or gives NO_BLOCK. Where what is packed has no place to go, it
+    stays as it is."""
     cdef uint32_t at
     pthread_mutex_lock(&log.lock)
     at = log.lists[LIST_QUEUE].first
     while at != NO_BLOCK and log.blocks[at].settled:
         at = log.blocks[at].next
+    if at != NO_BLOCK and not log_can_pack(log):
+        log.blocks[at].settled = True
+        log_changed(log)
+        at = NO_BLOCK
     if at != NO_BLOCK:
         _spend(log, at)
     pthread_mutex_unlock(&log.lock)
@@ -250,7 +257,8 @@ cdef int pack_next(Log *log, Pack *pack) noexcept nogil:
             break
         pack.pages += result > 0
         pack.bytes += result
-    _spent(log, at, LIST_QUEUE, not worth or result >= 0)
+    # Where there is no room for what is packed, it stays as it is.
+    _spent(log, at, LIST_QUEUE, not worth or result >= 0 or result == -ENOSPC)
     return result if result < 0 else 1
 
 
@@ -281,7 +289,7 @@ cdef int pack_compact(Log *log, Pack *pack) noexcept nogil:
     cdef uint32_t index
     cdef int result = 0
     pthread_mutex_lock(&log.lock)
-    if log.lists[LIST_TIER].count >= log.tier_most:
+    if log.lists[LIST_TIER].count >= log.tier_most and log_can_pack(log):
         at = _compact_begin(log)
     pthread_mutex_unlock(&log.lock)
     if at == NO_BLOCK:

@@ -20,7 +20,7 @@ cdef struct Process:
     int64_t shared          # ... of them counted for a relative as well (copy-on-write after a fork)
     int64_t sharing         # what that will be once all are measured
     uint64_t mapped         # total_vm, pages
-    int64_t untouched       # pages that it could write to, of its own, and has not: data_vm and stack_vm less `anonymous`
+    int64_t untouched       # pages of its own that it may write to and has not: data_vm, stack_vm less `anonymous`
     uint32_t mm_id          # 0: not entered
     bint shares             # it has its parent's address space (vfork, or a helper): not counted
     bint helper             # it is one of ours

@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from userswap.mm cimport Engine
 
+cdef void tier_measure(Engine *engine) noexcept nogil
 cdef void tier_init(Engine *engine) noexcept nogil
 cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages_since, uint64_t us) noexcept nogil
 cdef void tier_fetched(Engine *engine, uint64_t us) noexcept nogil

@@ -38,12 +38,16 @@ cdef enum:
     FEW = 8                 # a tier that answers less than one fault in so many shrinks
 
 
-cdef void tier_init(Engine *engine) noexcept nogil:
-    """The step is a 32nd of the memory, the most half of it."""
+cdef void tier_measure(Engine *engine) noexcept nogil:
+    """By the limit as it is now: the step is a 32nd of the memory, the most half of it."""
     cdef int64_t blocks = engine.limit // BLOCK_PAGES
-    engine.tier.base = engine.log.buffers_made
     engine.tier.step = <uint32_t>(blocks // 32 if blocks >= 64 else 2)
     engine.tier.most = <uint32_t>(blocks // 2)
+
+
+cdef void tier_init(Engine *engine) noexcept nogil:
+    engine.tier.base = engine.log.buffers_made
+    tier_measure(engine)
     engine.tier.fetch_us = FETCH_US
 
 
