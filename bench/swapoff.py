@@ -7,8 +7,8 @@ In the same run, for each case, what the disk gives to large reads and copies of
 
 The sides. "kernel": a swap file under a memory cgroup, whose limit is lifted before, so that swapoff reads
 into free memory. "kernel-moving": the limit stays and there is a second swap file, so that what comes in has
-to go out again. "userswap": a second area is added, and takes all. "userswap-memory": as "kernel", the limit is
-lifted before, and there is no other area.
+to go out again. "userswap": a second area is added, and takes all. "userswap-memory": as "kernel": the
+limit is lifted before, and there is no other area.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`userswap status`, `limit`, `swapon` and `swapoff`: what talks to running engines by their control sockets."""
+"""The verbs that talk to running engines by their control sockets: `status`, `limit`, `swapon`, `swapoff`."""
 
 import json
 import os
