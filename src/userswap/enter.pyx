@@ -272,8 +272,8 @@ cdef Process *_best(Engine *engine, bint near) noexcept nogil:
 
 
 cdef void enter_next(Engine *engine, bint near) noexcept nogil:
-    """Sees to it that processes are entered, one after the other: those that use memory where it is short, those that may
-    take what is left before. The monitor's, at each look; does not wait."""
+    """Sees to it that processes are entered, one after the other: those that use memory where it is short, and before
+    that those that may take all that is left. The monitor's, at each look; does not wait."""
     cdef Entry *entry = &engine.entry
     cdef Process *best
     cdef uint32_t at

@@ -259,8 +259,8 @@ cdef void tree_find(Tree *tree) noexcept nogil:
 # ---- counting: the sampler's
 
 cdef int64_t anonymous_pages(int statm, uint64_t *mapped, int64_t *untouched) noexcept nogil:
-    """Resident anonymous pages of a process; in *mapped the pages of all its mappings, in *untouched, if it is not NULL,
-    those that it may write to and has not. -1 when it is gone."""
+    """Resident anonymous pages of a process; in *mapped the pages of all its mappings, in *untouched (if not NULL) those
+    that it may write to and has not. -1 when it is gone."""
     cdef char text[128]
     cdef unsigned long size = 0, resident = 0, shared = 0, writable = 0
     if sys_read_small(statm, text, sizeof(text)) <= 0:

@@ -27,7 +27,7 @@ from userswap.system cimport (
 
 cdef enum:
     INTERVAL_MAX_US = 250000
-    INTERVAL_ENTERED_US = 50000 # who has ended, or runs another program, is to be left
+    INTERVAL_ENTERED_US = 50000     # who has ended, or runs another program, is to be left
     INTERVAL_MIN_US = 1000
     OWN_EVERY = 16              # samples of the engine's own memory, far below the limit
 
