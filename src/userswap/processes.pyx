@@ -259,7 +259,7 @@ cdef void tree_find(Tree *tree) noexcept nogil:
 # ---- counting: the sampler's
 
 cdef int64_t anonymous_pages(int statm, uint64_t *mapped, int64_t *untouched) noexcept nogil:
-    """Resident anonymous pages of a process; in *mapped the pages of all its mappings, in *untouched (if not NULL) those
+    """Resident anonymous pages of a process; in *mapped the pages of all its mappings, in *untouched (unless NULL) those
     that it may write to and has not. -1 when it is gone."""
     cdef char text[128]
     cdef unsigned long size = 0, resident = 0, shared = 0, writable = 0
