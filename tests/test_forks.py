@@ -15,7 +15,7 @@ from support import Programs, Runner, Verbs, kill_all, send, wait_until
 from test_control import CHECKED
 from test_law1 import BALLAST_MIB, BEHAVIOURS, RAM
 
-BRANCHES, LEAVES, ROUNDS = 16, 30, 5
+BRANCHES, LEAVES, ROUNDS = 32, 31, 3
 CROWD = 1 + BRANCHES * (1 + LEAVES)
 
 

@@ -49,6 +49,7 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     sys_futex_advance,
     sys_futex_wait,
+    sys_has_only_forked,
     sys_name_thread,
     sys_open_proc,
     sys_prefer,
@@ -193,7 +194,9 @@ cdef bint _wants_entry(Engine *engine, Process *process, bint near) noexcept nog
             or process.anonymous < ENTER_PAGES):
         return False
     # Most forked children end or run another program in a moment.
-    return not engine.counters.forks or sys_since_us(process.found_at) > SETTLE_US
+    if sys_since_us(process.found_at) > SETTLE_US:
+        return True
+    return not engine.counters.forks if near else not sys_has_only_forked(process.pid)
 
 
 cdef void _leave_alone(Engine *engine, Process *process, int error) noexcept nogil:

@@ -35,7 +35,10 @@ cdef enum:
     CHILDREN_BYTES = 1 << 16
     SHARED_EVERY_US = 50000
     SHARED_LEAST_US = 2000
-    SHARED_WORTH = 256      # pages: smaller processes are not looked at
+    SHARED_WORTH = 256      # pages: smaller processes are not looked at each time
+    SMALL_WORTH = 16        # pages: still smaller ones never
+    SMALL_SUM = 4096        # pages that all small ones count for: it is not worth it for less
+    SMALL_ONCE = 64         # of them that are looked at at once
 
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil:
@@ -259,8 +262,8 @@ cdef void tree_find(Tree *tree) noexcept nogil:
 # ---- counting: the sampler's
 
 cdef int64_t anonymous_pages(int statm, uint64_t *mapped, int64_t *untouched) noexcept nogil:
-    """Resident anonymous pages of a process; in *mapped the pages of all its mappings, in *untouched (unless NULL) those
-    that it may write to and has not. -1 when it is gone."""
+    """Resident anonymous pages of a process; in *mapped the pages of all its mappings, in *untouched (unless NULL)
+    those that it may write to and has not. -1 when it is gone."""
     cdef char text[128]
     cdef unsigned long size = 0, resident = 0, shared = 0, writable = 0
     if sys_read_small(statm, text, sizeof(text)) <= 0:
@@ -403,7 +406,7 @@ cdef bint tree_is_due(Tree *tree) noexcept nogil:
 
 
 cdef void _take_measures(Tree *tree, int64_t copied) noexcept nogil:
-    """What was measured holds from now on, of all at once; what was too small to be measured counts in full."""
+    """What was measured holds from now on, of all at once; what was too small to be measured yet counts in full."""
     cdef uint32_t at
     pthread_mutex_lock(&tree.lock)
     tree.copied = copied
@@ -411,6 +414,36 @@ cdef void _take_measures(Tree *tree, int64_t copied) noexcept nogil:
         tree.look.items[at].shared = tree.look.items[at].sharing
         tree.look.items[at].fresh = False
     pthread_mutex_unlock(&tree.lock)
+
+
+cdef bint _is_small(Process *process) noexcept nogil:
+    return (not process.gone and not process.shares and process.anonymous > SMALL_WORTH
+            and process.anonymous <= SHARED_WORTH)
+
+
+cdef bint _are_small_worth(Tree *tree) noexcept nogil:
+    """Whether the small ones, hundreds of forks of one program for instance, count for much together."""
+    cdef uint32_t at
+    cdef int64_t pages = 0
+    for at in range(tree.look.count):
+        if _is_small(tree.look.items[at]):
+            pages += tree.look.items[at].anonymous - tree.look.items[at].sharing
+    return pages > SMALL_SUM
+
+
+cdef void _measure_small(Tree *tree, uint64_t now) noexcept nogil:
+    """Some of them, in turn; the others keep what was measured of them."""
+    cdef uint32_t left = tree.look.count
+    cdef uint32_t once = SMALL_ONCE
+    if now < tree.small_next or not _are_small_worth(tree):
+        return
+    tree.small_next = now + SHARED_EVERY_US
+    while left > 0 and once > 0:
+        tree.small_at = tree.small_at + 1 if tree.small_at + 1 < tree.look.count else 0
+        if _is_small(tree.look.items[tree.small_at]):
+            _measure(tree.look.items[tree.small_at])
+            once -= 1
+        left -= 1
 
 
 cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil:
@@ -428,11 +461,12 @@ cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept
     tree.shared_due = False
     for at in range(tree.look.count):
         process = tree.look.items[at]
-        process.sharing = 0
+        process.sharing = min(process.sharing, process.anonymous) if _is_small(process) else 0
         if _is_worth(process) and not alone:
             _measure(process)
             # A young one may have been in the middle of its fork.
             any = any or process.sharing > SHARED_WORTH // 4 or now - process.found_at < SHARED_EVERY_US
+    _measure_small(tree, now)
     _take_measures(tree, copied)
     tree.shared_next = now + SHARED_EVERY_US
     taken = sys_since_us(now)

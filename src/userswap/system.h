@@ -503,6 +503,23 @@ static inline int sys_open_proc(pid_t pid, const char *name)
 	return (int)sys_result(open(path, O_RDONLY | O_CLOEXEC));
 }
 
+/* Whether the process has not run a program of its own since it was forked; no, if it is gone. */
+static inline int sys_has_only_forked(pid_t pid)
+{
+	enum { FORKED_NO_EXEC = 0x40 };
+	char text[512];
+	char *name_end;
+	unsigned long flags = 0;
+	int fd = sys_open_proc(pid, "stat");
+
+	if (fd < 0)
+		return 0;
+	name_end = sys_read_small(fd, text, sizeof text) > 0 ? strrchr(text, ')') : NULL;
+	close(fd);
+	return name_end && sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 &&
+	       (flags & FORKED_NO_EXEC) != 0;
+}
+
 /* The threads of a process: sys_next_task gives their ids, 0 at the end. NULL when there is no such process; else
  * to be closed by closedir. */
 static inline DIR *sys_open_tasks(pid_t pid)

@@ -152,6 +152,7 @@ cdef extern from "system.h" nogil:
     int closedir(DIR *)
     const long SYS_madvise, SYS_process_madvise
     long sys_waiting_call(pid_t, pid_t tid)
+    bint sys_has_only_forked(pid_t)
     void sys_pin_to_cpu(int)
     void sys_humble()
     void sys_pause()

@@ -5,7 +5,7 @@
 // some pages, and some write to them.
 //
 // fork_crowd MIB BRANCHES LEAVES: a root that uses MIB of memory besides the area, its BRANCHES children, and the
-// LEAVES children of each; and all that five times. Prints "crowd" when all are there, and goes on when it has read a
+// LEAVES children of each; and all that three times. Prints "crowd" when all are there, and goes on when it has read a
 // byte; "gone" when all have gone, and goes on when it has read another one.
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -13,7 +13,7 @@
 
 #include "check.h"
 
-enum { MOST = 8192, KEY = 1, LOOKS = 4, PATIENCE = 100, ROUNDS = 5 };
+enum { MOST = 8192, KEY = 1, LOOKS = 4, PATIENCE = 100, ROUNDS = 3 };
 
 static const size_t size = 4 * MIB;
 
