@@ -4,7 +4,8 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,10 @@ def userswap(capable: Callable[[], None], programs: Programs, tmp_path: Path) ->
 @pytest.fixture
 def verbs(tmp_path: Path) -> Verbs:
     return Verbs(tmp_path)
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """Not pytest's folder, which may be on a tmpfs: that has no O_DIRECT."""
+    with tempfile.TemporaryDirectory(prefix="userswap-stores-", dir="/var/tmp") as folder:
+        yield Path(folder)

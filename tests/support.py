@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 PROGRAMS = Path(__file__).parent / "programs"
+PLUGINS = Path(__file__).parent / "plugins"
+# With these a process finds the stores of tests/plugins.
+PLUGINS_ENV = {"PYTHONPATH": os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])}
 MIB = 1 << 20
 INTERVAL_MS = 5
 TOLERANCE = 1.05
