@@ -232,7 +232,9 @@ def test_the_end_of_a_program_does_not_wait_for_a_swapoff_that_stalls(
         # A store that stalls has a moment to end by itself, and what is stuck in a fault another.
         wait_until(lambda: stat_of(engine["pid"]) is None, 30, "the engine has ended")
         run = live.finish(30)
-        assert asking.communicate(timeout=30)[1] == "userswap: the engine has ended\n"
+        # On a busy machine its patience may end first.
+        said = asking.communicate(timeout=30)[1]
+        assert said in {f"userswap: the engine {what}\n" for what in ("has ended", "does not answer")}
     assert (run.returncode, run.stderr) == (128 + signal.SIGKILL, b""), run.describe()
 
 
