@@ -24,7 +24,7 @@ from userswap import tests_door as door
 PAGES = 512
 FILLS = (0.5, 0.8, 0.9, 0.95)
 HOT, HOT_WRITES = 0.1, 0.9
-WORKING = 6  # slots: SLOTS_SPARE, and half of each of the open blocks, of which one is idle here
+WORKING = 6  # slots: SLOTS_SPARE, and half of each of the four open blocks (the packer's two are idle here)
 
 
 def root(of: Callable[[float], float], low: float, high: float) -> float:
@@ -55,7 +55,7 @@ def apart(fill: float, hot: float, hot_writes: float) -> float:
 
 
 def measured(slots: int, fill: float, hot: float, hot_writes: float, turns: int) -> float:
-    log = door.Log(8)
+    log = door.Log(8, apart=True)
     log.add_area_of_nothing(slots)
     offsets = numpy.zeros(int(slots * PAGES * fill), dtype=numpy.uint32)
     log.overwrite(offsets, len(offsets), hot, hot_writes, 1)

@@ -28,9 +28,16 @@ class Swap:
     """A log on files, and every page that it has to hold."""
 
     def __init__(
-        self, folder: Path, stack: ExitStack, *slots: int, bits: int, buffers: int = 6, seed: int = 1
+        self,
+        folder: Path,
+        stack: ExitStack,
+        *slots: int,
+        bits: int,
+        buffers: int = 6,
+        seed: int = 1,
+        apart: bool = False,
     ) -> None:
-        self.log = door.Log(buffers, bits)
+        self.log = door.Log(buffers, bits, apart)
         self.rng = random.Random(seed)
         self.pages: dict[int, bytes] = {}
         self.files: list[Path] = []
@@ -48,15 +55,15 @@ class Swap:
     def page(self) -> bytes:
         return self.rng.randbytes(PAGE)
 
-    def pack(self, stamp: int = 0) -> int:
+    def pack(self, stamp: int = 0, hot: bool = False) -> int:
         page = self.page()
-        offset = self.log.pack(page, stamp)
+        offset = self.log.pack(page, stamp, hot)
         assert offset not in self.pages
         self.pages[offset] = page
         return offset
 
-    def pack_block(self) -> list[int]:
-        return [self.pack() for _ in range(BLOCK)]
+    def pack_block(self, hot: bool = False) -> list[int]:
+        return [self.pack(hot=hot) for _ in range(BLOCK)]
 
     def put(self, offset: int) -> None:
         assert self.log.put(offset)
@@ -68,10 +75,10 @@ class Swap:
             pass
         assert result == 0
 
-    def store_block(self) -> list[int]:
+    def store_block(self, hot: bool = False) -> list[int]:
         """A block that has been written; its pages."""
         assert self.log.queued == 0
-        offsets = self.pack_block()
+        offsets = self.pack_block(hot)
         self.write()
         return offsets
 
@@ -130,8 +137,8 @@ class Make:
         self.stack = stack
         self.bits = bits
 
-    def __call__(self, *slots: int, buffers: int = 6, seed: int = 1) -> Swap:
-        return Swap(self.folder, self.stack, *slots, bits=self.bits, buffers=buffers, seed=seed)
+    def __call__(self, *slots: int, buffers: int = 6, seed: int = 1, apart: bool = False) -> Swap:
+        return Swap(self.folder, self.stack, *slots, bits=self.bits, buffers=buffers, seed=seed, apart=apart)
 
 
 @pytest.fixture(params=[64, 32])
@@ -173,6 +180,8 @@ def test_a_full_block_is_written_by_one_aligned_write(make: Make) -> None:
         "in_memory": True,
         "bytes": BLOCK_BYTES,
         "packed": False,
+        "hot": False,
+        "cleaned": False,
     }
     # What is on the medium is what was packed, in the order it was packed.
     assert swap.files[0].read_bytes() == b"".join(swap.pages[offset] for offset in offsets)

@@ -128,6 +128,14 @@ def test_a_refault_after_fewer_evictions_than_are_resident(
     assert door.REFAULT > door.FRESH
 
 
+@pytest.mark.parametrize(
+    ("lived", "stored", "hot"),
+    [(0, 1, True), (499, 1000, True), (500, 1000, False), (0, 0, False), (1 << 40, 1 << 42, True)],
+)
+def test_hot_is_what_lived_for_less_than_half_of_what_is_stored(lived: int, stored: int, hot: bool) -> None:
+    assert door.reclaim_is_hot(lived, stored) == hot
+
+
 # ---- traces
 
 PAGES = 4000  # that a trace touches at most

@@ -29,6 +29,7 @@ cdef struct Batch:
     uint64_t staging        # address of its first page
     uint32_t offsets[256]   # of dirty pages, CACHED; of clean ones, what they had
     uint8_t dirty[256]
+    uint8_t hot[256]        # of dirty pages: they came back soon
     # These outlast the batch.
     Refused refused[8]      # runs that the kernel refused, perhaps because they are shared
     uint32_t refused_count

@@ -91,6 +91,7 @@ cdef int batch_allocate(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
                 _forget_copy(engine, mm, batch.runs[run].page + at, value)
                 value = 0
             batch.dirty[place] = copy_of(engine, value) == 0
+            batch.hot[place] = offset_of(value) == engine.hot_offset
             batch.offsets[place] = offset_of(value)
             if batch.dirty[place]:
                 batch.offsets[place] = space_allocate(&engine.space, entry_make(CACHED, 1, 0))

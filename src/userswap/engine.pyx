@@ -13,7 +13,17 @@ from userswap.enter cimport enter_start, enter_stop
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
 from userswap.limit cimport limit_change, limit_least, limit_set
-from userswap.log cimport BUFFERS_MAX, BUFFERS_MIN, BUFFERS_PACKING, MAX_AREAS, NO_BLOCK, OPENS, Log, log_init
+from userswap.log cimport (
+    BUFFERS_APART,
+    BUFFERS_MAX,
+    BUFFERS_MIN,
+    BUFFERS_PACKING,
+    MAX_AREAS,
+    NO_BLOCK,
+    OPENS,
+    Log,
+    log_init,
+)
 from userswap.mm cimport (
     ENTRIES_FOR_EVER,
     MAX_CPUS,
@@ -77,6 +87,12 @@ cdef int64_t _limit_pages(ram_limit_bytes) except -1:
     return pages
 
 
+cdef int _buffers(int64_t limit_pages, bint packing, bint apart) noexcept nogil:
+    """Blocks of memory for what is being packed, or on its way out or in."""
+    return (<int>_clamp(limit_pages >> 13, BUFFERS_MIN, BUFFERS_MAX) + packing * BUFFERS_PACKING
+            + apart * (1 + packing) * BUFFERS_APART)
+
+
 cdef int64_t _clamp(int64_t value, int64_t least, int64_t most) noexcept nogil:
     return min(max(value, least), most)
 
@@ -114,12 +130,14 @@ cdef class Engine:
         pthread_mutex_init(&engine.reason_lock, NULL)
         pthread_mutex_init(&engine.deferred_lock, NULL)
         pthread_mutex_init(&engine.ptrace_lock, NULL)
+        apart = pages >> 13 >= BUFFERS_MAX or "USERSWAP_APART" in os.environ
         if space_init(&engine.space, entry_bits) != 0 or log_init(
-                &engine.log, &engine.space, _clamp(pages >> 13, BUFFERS_MIN, BUFFERS_MAX)
-                + (BUFFERS_PACKING if engine.packing else 0)) != 0 or pack_init(&engine.pack) != 0:
+                &engine.log, &engine.space, _buffers(pages, engine.packing, apart)) != 0 or pack_init(&engine.pack) != 0:
             raise EngineError("no memory for the swapper space")
+        engine.log.apart = apart
         engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_EVER, 0))
         engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
+        engine.hot_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
         self._add_areas(areas)
         self._open(front_pid)
 

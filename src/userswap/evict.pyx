@@ -34,7 +34,7 @@ from userswap.codec cimport codec_available
 from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
 from userswap.limit cimport room_give, room_take
-from userswap.log cimport OPEN_PLAIN, log_commit, log_reserve
+from userswap.log cimport log_commit, log_open_plain, log_reserve
 from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_next, mm_put
 from userswap.space cimport NO_FILL_CODE, space_change, space_fill_code, space_free, space_word
 from userswap.system cimport (
@@ -68,7 +68,7 @@ from userswap.types cimport (
 from userswap.writeback cimport fetch_main, pack_main, writeback_failed, writeback_main, writeback_make_room
 
 cdef enum:
-    PACKED_OPEN = 1         # buffers that are not for plain pages: the packer's open block
+    PACKED_OPEN = 1         # buffers that are not for plain pages: the packer's open block, and one more for hot pages
 
 cdef struct Evictor:
     Engine *engine
@@ -99,8 +99,8 @@ cdef uint64_t _fill_code(Engine *engine, const uint64_t *words) noexcept nogil:
     return code
 
 
-cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept nogil:
-    """Makes a CACHED entry FILLED or STORED, or frees it if its page was given back. Returns 0 or -errno."""
+cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page, int which) noexcept nogil:
+    """Makes a CACHED entry FILLED, or STORED in that open block, or frees it if its page was given back. Returns 0 or -errno."""
     cdef Engine *engine = evictor.engine
     cdef uint64_t code = _fill_code(engine, <const uint64_t *>page)
     cdef bint filled = code != NO_FILL_CODE()
@@ -108,7 +108,7 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept
     cdef uint8_t *at = NULL
     cdef int result
     if not filled:
-        result = log_reserve(&engine.log, OPEN_PLAIN, &at)
+        result = log_reserve(&engine.log, which, &at)
         if result != 0:
             return result
         memcpy(at, page, PAGE_BYTES)
@@ -121,18 +121,25 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page) noexcept
         space_change(&engine.space, offset, FILLED, code)
         add_i64(&engine.counters.pages_filled, 1)
     else:
-        log_commit(&engine.log, OPEN_PLAIN, offset, PAGE_BYTES, 0,
+        log_commit(&engine.log, which, offset, PAGE_BYTES, 0,
                    evict_stamp(engine))
     pthread_mutex_unlock(&engine.space.lock)
     return 0
 
 
-cdef bint _any_dirty(Batch *batch, Run *run) noexcept nogil:
+cdef uint32_t _count(const uint8_t *flags, Run *run) noexcept nogil:
+    """Of how many pages that a run has moved this is so."""
     cdef uint32_t at
+    cdef uint32_t count = 0
     for at in range(run.moved):
-        if batch.dirty[run.first + at]:
-            return True
-    return False
+        count += flags[run.first + at]
+    return count
+
+
+cdef bint _is_hot(Batch *batch, Run *run) noexcept nogil:
+    """Whether the run goes with what came back soon: all of it, by what most of its pages did. Neighbours stay together,
+    where one read brings them back."""
+    return _count(batch.hot, run) * 2 > _count(batch.dirty, run)
 
 
 cdef void _store_run(Evictor *evictor, Mm *mm, Run *run) noexcept nogil:
@@ -140,7 +147,8 @@ cdef void _store_run(Evictor *evictor, Mm *mm, Run *run) noexcept nogil:
     cdef uint64_t length = <uint64_t>run.moved << PAGE_SHIFT
     cdef uint32_t at
     cdef int result
-    if not _any_dirty(batch, run):
+    cdef int which = log_open_plain(&evictor.engine.log, _is_hot(batch, run))
+    if _count(batch.dirty, run) == 0:
         return
     if sys_read_process(mm.helper.pid, evictor.pages, batch.staging + (<uint64_t>run.staged << PAGE_SHIFT),
                         length) != <long>length:
@@ -152,7 +160,8 @@ cdef void _store_run(Evictor *evictor, Mm *mm, Run *run) noexcept nogil:
     for at in range(run.moved):
         if not batch.dirty[run.first + at]:
             continue
-        result = _store(evictor, batch.offsets[run.first + at], evictor.pages + (<uint64_t>at << PAGE_SHIFT))
+        result = _store(evictor, batch.offsets[run.first + at], evictor.pages + (<uint64_t>at << PAGE_SHIFT),
+                        which)
         if result != 0:
             writeback_failed(evictor.engine, result)
             return
@@ -328,7 +337,7 @@ cdef int evict_start(Engine *engine) noexcept nogil:
     engine.fetcher_runs = pthread_create(&engine.fetcher, NULL, fetch_main, engine) == 0
     engine.log.packs = engine.packing and codec_available()
     if engine.log.packs:
-        engine.log.plain_most = engine.log.buffers_made - PACKED_OPEN
+        engine.log.plain_most = engine.log.buffers_made - (PACKED_OPEN << engine.log.apart)
     tier_init(engine)
     engine.packer_runs = pthread_create(&engine.packer, NULL, pack_main, engine) == 0
     return 0 if (engine.evictor_runs and engine.writer_runs and engine.fetcher_runs

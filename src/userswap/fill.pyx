@@ -21,6 +21,7 @@ from userswap.log cimport (
     Block,
     Place,
     log_free_slots,
+    log_is_young,
     log_pin,
     log_place,
     log_place_next,
@@ -94,6 +95,7 @@ cdef struct Segment:
     bint direct             # its pages are copied from where they are
     bint packed             # STORED: its pages have different lengths
     bint keep               # their copies, while they stay clean
+    bint hot                # STORED: they were evicted a short while ago
     const uint8_t *origin   # packed, read from an area: where its block would begin
 
 cdef struct Fill:
@@ -104,6 +106,7 @@ cdef struct Fill:
     bint plenty             # of slots are free
     uint32_t values[512]    # offsets
     uint8_t keeps[512]      # ... of which a copy is kept
+    uint8_t hot[512]        # ... of which one is given up that has lived for a short time
     uint32_t segments
     Segment segment[64]
     uint32_t area_reads
@@ -198,9 +201,12 @@ cdef bint _plan_page(Engine *engine, Fill *fill, uint32_t at, uint32_t offset) n
         segment.origin = NULL
         segment.packed = entry_state(word) == STORED and engine.log.blocks[stored_block(word)].packed
         segment.keep = _keeps(engine, fill, word)
+        segment.hot = (entry_state(word) == STORED and not segment.keep
+                       and log_is_young(&engine.log, &engine.log.blocks[stored_block(word)]))
     segment.count += 1
     fill.values[at] = offset
     fill.keeps[at] = segment.keep
+    fill.hot[at] = segment.hot
     space_get(&engine.space, offset)
     return True
 
@@ -437,7 +443,8 @@ cdef void _mark_filled(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint3
         if fill.keeps[at]:
             table_set(mm.table, fill.start + at, present_value(age, fill.values[at]))
         else:
-            table_set(mm.table, fill.start + at, present_value(age, 0))
+            table_set(mm.table, fill.start + at,
+                      present_value(age, worker.engine.hot_offset if fill.hot[at] else 0))
             entry_put(worker.engine, fill.values[at])
     mm.present += count
     mm.swapped -= count

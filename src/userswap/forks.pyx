@@ -22,6 +22,7 @@ from userswap.mappings cimport mappings_protect, mappings_unshared
 from userswap.mm cimport (
     WHOLE_TABLE_BITS,
     engine_stop,
+    guard_of,
     mm_forget,
     mm_insert,
     mm_make,
@@ -39,7 +40,7 @@ from userswap.system cimport (
     sys_signal_eventfd,
     sys_uffd_protect,
 )
-from userswap.types cimport PAGE_SHIFT, is_busy, is_present, offset_of
+from userswap.types cimport PAGE_SHIFT, age_of, is_busy, is_present, offset_of, present_value
 
 cdef enum:
     NONE = 0
@@ -72,8 +73,8 @@ cdef void _copy_values(void *context, uint64_t page, uint32_t *values, uint64_t 
             continue
         if is_busy(value):
             value = offset_of(value)
-        elif is_present(value) and offset_of(value) == 0:
-            value |= all.mark
+        elif is_present(value) and guard_of(all.engine, value) == 0 and all.mark != 0:
+            value = present_value(age_of(value), all.mark)
             values[at] = value
         if table_set(all.child.table, page + at, value) != 0:
             engine_stop(all.engine, b"no memory for a page table", 0)
@@ -199,10 +200,11 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
 
 
 cdef void _mark_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
+    cdef Engine *engine = <Engine *>context
     cdef uint64_t at
     for at in range(count):
-        if is_present(values[at]) and offset_of(values[at]) == 0:
-            values[at] |= (<Engine *>context).shared_offset
+        if is_present(values[at]) and guard_of(engine, values[at]) == 0:
+            values[at] = present_value(age_of(values[at]), engine.shared_offset)
 
 
 cdef void forks_protect(Engine *engine, Mm *mm) noexcept nogil:

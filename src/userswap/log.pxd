@@ -13,6 +13,7 @@ cdef enum:
     BUFFERS_MAX = 6         # blocks in memory besides the tier: open ones, the rest on their way out or in
     BUFFERS_MIN = 3
     BUFFERS_PACKING = 2     # more, where there is a packer
+    BUFFERS_APART = 1       # more, where hot pages have open blocks of their own; as many again for a packer's
     BUFFERS_EVER = 1 << 16  # with those of the memory tier
     INDEX_MAX = 4096        # pages in a block: what an entry can name
     ANCHOR_PAGES = 8
@@ -27,11 +28,13 @@ cdef enum BlockState:
     BLOCK_WRITING           # in memory, and on its way to (area, slot)
     BLOCK_STORED            # in (area, slot); still in memory too while data is not NULL
 
-# Blocks that are being packed: by the evictor pages as they are; by the packer pages packed small; by cleaning pages
-# that have outlived one block, apart from those that have outlived two.
+# Blocks that are being packed: by the evictor pages as they are; by the packer pages packed small; of both those that
+# came back soon before apart from the others; by cleaning such of them as are still young, apart from all others.
 cdef enum:
     OPEN_PLAIN
+    OPEN_HOT
     OPEN_PACKED
+    OPEN_PACKED_HOT
     OPEN_WARM
     OPEN_COLD
     OPENS
@@ -56,7 +59,9 @@ cdef struct Block:
     uint8_t packed          # its pages have different lengths
     uint8_t plain           # its buffer is counted in Log.plain
     uint8_t settled         # not worth packing, or cleaned: to be written as it is
-    uint8_t warm            # its pages have outlived a block
+    uint8_t kind            # what it was when it was open: OPEN_PLAIN ...
+    uint8_t hot             # its pages came back soon before, or did when they were last evicted
+    uint8_t cleaned         # its pages have outlived a block
     uint8_t used_lately     # read since it was last looked at
     uint8_t reads           # from its area, since it was last fetched
     uint32_t slot           # place in the area, in blocks
@@ -68,7 +73,8 @@ cdef struct Block:
     uint32_t next           # of the same list, or of the free ids
     uint32_t previous
     uint32_t left           # Log.dropped when it last left the memory; 0: it has not, or is not packed
-    uint32_t born           # Log.clock when it was closed, or when what was cleaned into it was
+    uint32_t born           # Log.clock when its youngest page was evicted, to a block
+    uint32_t closed         # ... and when it was closed
     uint8_t *data           # BLOCK_BYTES, or NULL
     uint32_t *owners        # reverse map: the offset that each page was packed for
     uint16_t *lengths       # packed: length - 1 (12 bits) and codec (4 bits) of each page
@@ -89,8 +95,10 @@ cdef struct Log:
     uint32_t block_limit    # what it may be: blocks that an entry can name
     uint32_t blocks_used    # that are not FREE
     uint32_t free_ids
-    uint32_t open[4]        # block ids, or NO_BLOCK
-    uint32_t clock          # blocks closed
+    uint32_t open[6]        # block ids, or NO_BLOCK
+    bint apart              # hot pages have open blocks of their own: there are buffers enough for that
+    uint32_t clock          # blocks that evicted pages have filled
+    uint64_t stored         # pages: live ones of all blocks
     uint32_t dropped        # packed blocks that have left the memory
     Store areas[16]         # a block names its area by the place here
     int area_count          # places in use; some may be gone
@@ -128,6 +136,9 @@ cdef bint log_can_pack(Log *log) noexcept nogil
 cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil
 cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint8_t codec,
                      uint32_t stamp) noexcept nogil
+cdef int log_open_plain(Log *log, bint hot) noexcept nogil
+cdef int log_open_packed(Log *log, bint hot) noexcept nogil
+cdef bint log_is_young(Log *log, Block *block) noexcept nogil
 cdef bint log_is_writing(Log *log) noexcept nogil
 cdef uint32_t log_unwritten(Log *log) noexcept nogil
 cdef void log_freed(Log *log, uint64_t word) noexcept nogil

@@ -2,13 +2,20 @@
 """The log of blocks: pages are packed into an open block; a full block stays in memory or is written out whole, in one
 write.
 
-Each open block has one thread that packs into it: the evictor pages as they are (OPEN_PLAIN), the packer those that it
-has packed small (pack.pyx). One thread writes (log_write_next), any may pin, read and free. A block's slot and its
+Each open block has one thread that packs into it: the evictor pages as they are (OPEN_PLAIN, OPEN_HOT), the packer those
+that it has packed small (pack.pyx). One thread writes (log_write_next), any may pin, read and free. A block's slot and its
 buffer are reused only when no live entry names it and nobody has it pinned, so a pinned block can be read without a
 lock although its pages are packed into another at the same time: the old copy stays true.
 
 Buffers: those of plain pages are few, as they are on their way to be written or packed. Blocks of packed pages may
 stay: `tier_most` of them, the memory tier. Those that are written stay too, until their buffer is wanted.
+An open block holds a buffer for as long as it takes to fill it, which nobody can hasten. So there are at least as many
+buffers as kinds of open blocks, and one for what the packer packs from: else all could be in use while somebody waits to
+open another. Hot pages have kinds of their own (`apart`) only where there are buffers for these too; else they are packed
+with the others.
+
+Hot and cold: what dies together should lie together, so that a block is either dead as a whole or not worth cleaning.
+Block.born and the clock tell how long a copy lived that is given up, to within a block.
 """
 
 from libc.string cimport memset
@@ -26,6 +33,7 @@ from userswap.blocks cimport (
     buffer_take,
     log_changed,
 )
+from userswap.reclaim cimport reclaim_is_hot
 from userswap.slots cimport NO_SLOT, slot_return, slot_take, slots_free_of
 from userswap.space cimport space_change
 from userswap.stores cimport store_deinit
@@ -45,6 +53,7 @@ from userswap.system cimport (
 )
 from userswap.types cimport (
     BLOCK_BYTES,
+    BLOCK_PAGES,
     PAGE_BYTES,
     STORED,
     entry_state,
@@ -142,16 +151,34 @@ cdef void _waits_no_more(Log *log) noexcept nogil:
     log_changed(log)
 
 
+cdef bint _is_plain(int which) noexcept nogil:
+    return which == OPEN_PLAIN or which == OPEN_HOT
+
+
+cdef bint _is_packers(int which) noexcept nogil:
+    return which == OPEN_PACKED or which == OPEN_PACKED_HOT
+
+
+cdef void _begin_block(Log *log, Block *block, int which) noexcept nogil:
+    memset(block, 0, sizeof(Block))
+    block.kind = which
+    block.hot = which == OPEN_HOT or which == OPEN_PACKED_HOT or which == OPEN_WARM
+    block.packed = not _is_plain(which)
+    block.cleaned = which == OPEN_WARM or which == OPEN_COLD
+    block.settled = block.cleaned
+    block.born = 0 if block.cleaned else log.clock
+
+
 cdef int _open_block(Log *log, int which) noexcept nogil:
     """Opens a new block. 1 when that must wait for a buffer, else 0 or -errno."""
     cdef uint32_t at = log.free_ids
     cdef uint8_t *buffer
     cdef Block *block
-    if which == OPEN_PLAIN and log.plain >= log.plain_most:
+    if _is_plain(which) and log.plain >= log.plain_most:
         _wait_for(log, &log.plain_waits)
         return 1
     buffer = buffer_take(log, 0)
-    if buffer == NULL and which == OPEN_PACKED and log.order_count == 0:
+    if buffer == NULL and _is_packers(which) and log.order_count == 0:
         _waits_no_more(log)     # what is not packed stays as it is: nobody needs to make room for it
         return -ENOSPC
     if buffer == NULL:
@@ -166,17 +193,14 @@ cdef int _open_block(Log *log, int which) noexcept nogil:
         buffer_put(log, buffer)
         return -ENOSPC
     block = &log.blocks[at]
-    memset(block, 0, sizeof(Block))
-    block.packed = which != OPEN_PLAIN
-    block.warm = which == OPEN_WARM or which == OPEN_COLD
-    block.settled = block.warm
+    _begin_block(log, block, which)
     if block_lists_make(block) != 0:
         buffer_put(log, buffer)
         block_id_return(log, at)
         return -ENOMEM
-    log.plain_waits = log.plain_waits and which != OPEN_PLAIN
+    log.plain_waits = log.plain_waits and not _is_plain(which)
     log.buffer_waits = False
-    block.plain = which == OPEN_PLAIN
+    block.plain = _is_plain(which)
     log.plain += block.plain
     block.data = buffer
     block.state = BLOCK_OPEN
@@ -189,11 +213,12 @@ cdef void _close_block(Log *log, int which) noexcept nogil:
     cdef uint32_t at = log.open[which]
     cdef Block *block = &log.blocks[at]
     log.open[which] = NO_BLOCK
-    log.clock += 1
-    if not block.warm:
+    log.clock += _is_plain(which)
+    block.closed = log.clock
+    if not block.cleaned:
         block.born = log.clock
     block.state = BLOCK_FULL
-    block_list_add(log, LIST_TIER if which == OPEN_PACKED else LIST_QUEUE, at, False)
+    block_list_add(log, LIST_TIER if block.packed and not block.cleaned else LIST_QUEUE, at, False)
     block_lists_shrink(block)
     block_free_if_unused(log, at)
     log_changed(log)
@@ -203,7 +228,23 @@ cdef void _close_block(Log *log, int which) noexcept nogil:
 
 cdef bint log_can_pack(Log *log) noexcept nogil:
     """Whether what is packed small has a place to go. log.lock is held."""
-    return log.order_count > 0 or log.buffers_free > 0 or log.open[OPEN_PACKED] != NO_BLOCK
+    cdef bint open = log.open[OPEN_PACKED] != NO_BLOCK and (not log.apart or log.open[OPEN_PACKED_HOT] != NO_BLOCK)
+    return open or log.order_count > 0 or log.buffers_free > 0
+
+
+cdef int log_open_plain(Log *log, bint hot) noexcept nogil:
+    """The open block for pages as they are."""
+    return OPEN_HOT if hot and log.apart else OPEN_PLAIN
+
+
+cdef int log_open_packed(Log *log, bint hot) noexcept nogil:
+    return OPEN_PACKED_HOT if hot and log.apart else OPEN_PACKED
+
+
+cdef bint log_is_young(Log *log, Block *block) noexcept nogil:
+    """Whether a page of this block whose copy is given up now is likely to come back as soon. No lock: all that a wrong
+    answer does is that it lies with others."""
+    return reclaim_is_hot(<uint64_t>(log.clock - block.born) * BLOCK_PAGES, log.stored)
 
 
 cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil:
@@ -252,6 +293,7 @@ cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint
     block.used += 1
     block.bytes += length
     block.live += 1
+    log.stored += 1
     if block.bytes + PAGE_BYTES > BLOCK_BYTES or block.used == block.room:
         _close_block(log, which)
     pthread_mutex_unlock(&log.lock)
@@ -263,6 +305,7 @@ cdef void log_freed(Log *log, uint64_t word) noexcept nogil:
         return
     pthread_mutex_lock(&log.lock)
     log.blocks[stored_block(word)].live -= 1
+    log.stored -= 1
     block_free_if_unused(log, stored_block(word))
     pthread_mutex_unlock(&log.lock)
 

@@ -24,7 +24,7 @@ cdef enum:
     WARMERS_MAX = 4
     REASON_BYTES = 256
     MAX_LEFT_ALONE = 64
-    ENTRIES_FOR_EVER = 2    # zero_offset, shared_offset
+    ENTRIES_FOR_EVER = 3    # zero_offset, shared_offset, hot_offset
     STOP_EVENT = 0          # what an epoll reports that is no mm's id
     ROOM_EVENT = 0x7FFFFFFF
 
@@ -222,6 +222,7 @@ cdef struct Engine:
     uint32_t window_most    # pages that one fault brings at most
     uint32_t zero_offset    # an entry of zeros for ever, for pages that map the shared zero page
     uint32_t shared_offset  # an entry of nothing for ever, for pages shared since a fork
+    uint32_t hot_offset     # another, for pages that came back soon
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
     bint evictor_over       # the writer may end
@@ -258,9 +259,13 @@ cdef inline uint32_t evict_stamp(Engine *engine) noexcept nogil:
     """The eviction clock, in the unit of stamps."""
     return <uint32_t>(engine.evict_clock >> engine.stamp_shift)
 
+cdef inline uint32_t guard_of(Engine *engine, uint32_t value) noexcept nogil:
+    """The offset for whose sake a present page is write-protected, or 0: its copy's, or that of shared pages."""
+    return 0 if offset_of(value) == engine.hot_offset else offset_of(value)
+
 cdef inline uint32_t copy_of(Engine *engine, uint32_t value) noexcept nogil:
     """The offset whose entry holds a true copy of a present page, or 0."""
-    return 0 if offset_of(value) == engine.shared_offset else offset_of(value)
+    return 0 if offset_of(value) == engine.shared_offset else guard_of(engine, value)
 
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil

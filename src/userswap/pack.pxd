@@ -13,12 +13,19 @@ cdef struct Mover:
     Unpacker unpacker
     uint8_t page[4096]
 
+# What is known of how soon the pages of a kind of blocks die: those of stored ones that are dead, and for how long all
+# have lived, in pages times Log.clock.
+cdef struct Deaths:
+    double dead
+    double lived
+
 # The packer's, and the cleaner's: whoever cleans holds the lock.
 cdef struct Pack:
     Mover packing
     Mover cleaning
     pthread_mutex_t clean_lock
     uint8_t *scratch        # a block, for the cleaner
+    Deaths deaths[6]        # of each kind of blocks (OPEN_PLAIN ...), when the cleaner last looked
     int64_t pages           # packed by the packer, and what became of them
     int64_t bytes
     int64_t cleaned         # live pages moved by cleaning, and what they came to

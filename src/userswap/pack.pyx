@@ -5,17 +5,21 @@ The evictor packs pages as they are, which is fast, and they can be written so. 
 blocks of plain pages that wait, oldest first, and packs their pages small (codec.pyx) into a block that may stay in
 memory. What it does not get to is written as it is, so nobody waits for it; what would not become smaller as well.
 
-Cleaning empties a block of an area of which much is dead, so that its slot can be written anew. Which one: that with
-the best ratio of benefit to cost, free space times the root of age to what must be read and written,
-(1 - u) * sqrt(age) / (1 + u), u being the live share. Rosenblum and Ousterhout (The Design and Implementation of a
-Log-Structured File System, 1992) take the age itself: that writes more, both where overwrites are uniform and where
-nine of ten go to a tenth of the pages (bench/RESULTS.md).
+Cleaning empties a block of an area of which much is dead, so that its slot can be written anew. Which one: that for
+which waiting would lower the cost least. With a share u alive, u / (1 - u) pages are written for each that is gained;
+that falls by r * u / (1 - u)^2 in a unit of time if a share r of the pages dies in it (Lomet and Luo, Efficiently
+Reclaiming Space in a Log Structured Store, 2021: minimum declining cost). So of blocks whose pages die at one rate the
+emptiest is taken, which is best, and one whose pages die slowly before a young one that will soon be emptier. What a block's
+own rate is can be told from its dead pages but badly, as they are few; it is drawn towards that of all blocks of its kind,
+as if a fiftieth of its pages had died at that. Taking the block's age in place of a rate (Rosenblum and Ousterhout, The
+Design and Implementation of a Log-Structured File System, 1992), or its root, writes more (bench/RESULTS.md).
 Compaction does the same for the memory tier, where a page that came in is dead: instead of being written, a thin block
 gives what is live in it to the open one.
 
 What is cleaned goes to blocks of its own: mixed with what was evicted just now it would soon have to be cleaned again.
-What has outlived one block may have done so as it is young; what has outlived two is cold, and apart from the others
-for the same reason (generations, as in a garbage collector). Cleaning is done when the evictor needs a slot, and ahead
+What was taken for hot as it was evicted is still so as long as it is young; what is older, or never was, is cold, and apart
+from the others for the same reason. (Where there are too few buffers to tell hot from cold at eviction, what has outlived
+one block is apart from what has outlived two.) Cleaning is done when the evictor needs a slot, and ahead
 of that when nothing else is to be packed, slots become few and a budget allows it: what is cleaned ahead is packed as
 small as can be, but some of it would have died by itself.
 
@@ -47,14 +51,16 @@ from userswap.log cimport (
     LIST_TIER,
     NO_BLOCK,
     OPEN_COLD,
-    OPEN_PACKED,
     OPEN_WARM,
+    OPENS,
     Block,
     Place,
     log_can_pack,
     log_commit,
     log_free_slots,
     log_freed,
+    log_is_young,
+    log_open_packed,
     log_place,
     log_read_whole,
     log_reserve,
@@ -84,17 +90,15 @@ from userswap.types cimport (
     stored_stamp,
 )
 
-cdef extern from "<math.h>" nogil:
-    double sqrt(double)
-
 cdef enum:
     SAMPLES = 8             # pages of a block that tell whether it is worth packing
     WORTH = 7               # eighths that they must become smaller than
     THIN = 4                # one page of so many is dead in a thin block
-    LEAST_DEAD = 16         # one page of so many
+    LEAST_DEAD = 32         # one page of so many: of plain ones those that make cleaning worth it (CLEAN_GAIN)
     AHEAD_DEAD = 4          # ... where there is time to wait for more
     AHEAD_FREE = 8          # one slot of so many is free: fewer are few
     BUDGET = 4              # of so many bytes that are written one may be for cleaning ahead
+    PRIOR = 50              # one page of so many counts for the rate of the kind
     NOBODY = 1 << 30
 
 
@@ -183,6 +187,11 @@ cdef int _move_page(Log *log, Mover *mover, uint32_t block, uint32_t index, cons
     return result
 
 
+cdef bint _stays_hot(Log *log, Block *block) noexcept nogil:
+    """Whether what is left of a block should still die soon."""
+    return block.hot and log_is_young(log, block)
+
+
 # ---- one full block in memory
 
 cdef void _spend(Log *log, uint32_t at) noexcept nogil:
@@ -237,22 +246,24 @@ cdef bint _is_worth_it(Log *log, Mover *mover, Block *block) noexcept nogil:
 
 
 cdef int pack_next(Log *log, Pack *pack) noexcept nogil:
-    """Packs the oldest plain block that waits. Returns 1, 0 if there was none, or -errno.
+    """Packs the oldest plain block that waits, a hot one apart from others. Returns 1, 0 if there was none, or -errno.
 
     It ends early when the evictor waits for a buffer: what is left of the block is written as it is."""
     cdef uint32_t at = _pack_begin(log) if not log.plain_waits else <uint32_t>NO_BLOCK
     cdef uint32_t index
     cdef Block *block
     cdef bint worth
+    cdef int which
     cdef int result = 0
     if at == NO_BLOCK:
         return 0
     block = &log.blocks[at]
     worth = _is_worth_it(log, &pack.packing, block)
+    which = log_open_packed(log, block.hot)
     for index in range(block.used if worth else 0):
         if log.plain_waits:
             break
-        result = _move_page(log, &pack.packing, at, index, block.data, OPEN_PACKED, False)
+        result = _move_page(log, &pack.packing, at, index, block.data, which, False)
         if result < 0:
             break
         pack.pages += result > 0
@@ -287,6 +298,7 @@ cdef int pack_compact(Log *log, Pack *pack) noexcept nogil:
     there was none, or -errno."""
     cdef uint32_t at = NO_BLOCK
     cdef uint32_t index
+    cdef int which
     cdef int result = 0
     pthread_mutex_lock(&log.lock)
     if log.lists[LIST_TIER].count >= log.tier_most and log_can_pack(log):
@@ -294,8 +306,9 @@ cdef int pack_compact(Log *log, Pack *pack) noexcept nogil:
     pthread_mutex_unlock(&log.lock)
     if at == NO_BLOCK:
         return 0
+    which = log_open_packed(log, _stays_hot(log, &log.blocks[at]))
     for index in range(log.blocks[at].used):
-        result = _move_page(log, &pack.packing, at, index, log.blocks[at].data, OPEN_PACKED, False)
+        result = _move_page(log, &pack.packing, at, index, log.blocks[at].data, which, False)
         if result < 0:
             break
     _spent(log, at, LIST_TIER, log.blocks[at].settled)
@@ -304,29 +317,55 @@ cdef int pack_compact(Log *log, Pack *pack) noexcept nogil:
 
 # ---- cleaning
 
-cdef double _gain(Log *log, Block *block, bint ahead) noexcept nogil:
-    """Benefit by cost. A block that is almost full is only cleaned where there is no other, the emptiest of these
-    however young it is, and not ahead of need."""
+cdef void _count_deaths(Log *log, Block *block, Deaths *deaths) noexcept nogil:
+    deaths.dead += block.used - block.live
+    deaths.lived += <double>(log.clock - block.closed) * (block.used + block.live) / 2
+
+
+cdef void _rates(const Deaths *deaths, double *rates) noexcept nogil:
+    """What share of its pages dies while the evictor fills a block, for each kind: as counted, with one page more that
+    died at the rate of all, so that a kind of which little is known is taken for one like the others."""
+    cdef double dead = 1
+    cdef double lived = 1
+    cdef int kind
+    for kind in range(OPENS):
+        dead += deaths[kind].dead
+        lived += deaths[kind].lived
+    for kind in range(OPENS):
+        rates[kind] = (deaths[kind].dead + 1) / (deaths[kind].lived + lived / dead)
+
+
+cdef double _gain(Log *log, Block *block, double rate, bint ahead) noexcept nogil:
+    """1 by how much the cost of cleaning it falls in a unit of time. A block that is almost full is only cleaned where
+    there is no other, the emptiest of these however young it is, and not ahead of need."""
     cdef double live = <double>block.live / block.used
-    if (block.used - block.live) * <uint32_t>(AHEAD_DEAD if ahead else LEAST_DEAD) >= block.used:
-        return (1 - live) * sqrt(log.clock - block.born + 1) / (1 + live)
-    return 0 if ahead else (1 - live) / 1e9
+    cdef double prior = 1.0 / PRIOR
+    cdef double lived = (log.clock - block.closed) * (1 + live) / 2
+    if (block.used - block.live) * <uint32_t>(AHEAD_DEAD if ahead else LEAST_DEAD) < block.used:
+        return 0 if ahead else (1 - live) / 1e9
+    rate = (prior + 1 - live) / (prior / rate + lived)
+    return (1 - live) * (1 - live) / (live * rate)
 
 
-cdef uint32_t _choose(Log *log, bint ahead, bint *busy) noexcept nogil:
+cdef uint32_t _choose(Log *log, Pack *pack, bint ahead, bint *busy) noexcept nogil:
     """Pins and returns the stored block that it is best to clean, or NO_BLOCK. *busy: one with fewer live pages is just
-    being read or written."""
+    being read or written. The rates are those of the last look, and are counted anew."""
     cdef uint32_t at
     cdef uint32_t best = NO_BLOCK
     cdef uint32_t fewest = NOBODY
     cdef double gain
     cdef double best_gain = 0
+    cdef double rates[6]        # OPENS
     cdef Block *block
+    _rates(pack.deaths, rates)
+    memset(pack.deaths, 0, sizeof(pack.deaths))
     pthread_mutex_lock(&log.lock)
     for at in range(log.block_end):
         block = &log.blocks[at]
+        if block.state == BLOCK_STORED:
+            _count_deaths(log, block, &pack.deaths[block.kind])
         if block.state == BLOCK_STORED and block.pins == 0:
-            gain = _gain(log, block, ahead)
+            gain = _gain(log, block, rates[block.kind], ahead)
             if gain > best_gain:
                 best = at
                 best_gain = gain
@@ -340,12 +379,16 @@ cdef uint32_t _choose(Log *log, bint ahead, bint *busy) noexcept nogil:
     return best
 
 
+cdef bint _stays_warm(Log *log, Block *block) noexcept nogil:
+    return _stays_hot(log, block) if log.apart else not block.cleaned
+
+
 cdef int _clean_block(Log *log, Pack *pack, uint32_t at, bint ahead) noexcept nogil:
     """Moves all live pages of a pinned block; ahead of need until somebody needs a slot, which has its own block to
     clean."""
     cdef Block *block = &log.blocks[at]
     cdef uint8_t *data = block.data      # stays: the block is pinned
-    cdef int which = OPEN_COLD if block.warm else OPEN_WARM
+    cdef int which = OPEN_WARM if _stays_warm(log, block) else OPEN_COLD
     cdef uint32_t index
     cdef int result = 0
     if data == NULL:
@@ -368,7 +411,7 @@ cdef int _clean(Log *log, Pack *pack, bint ahead) noexcept nogil:
     """As pack_clean, with clean_lock held."""
     cdef bint busy
     cdef uint32_t dead
-    cdef uint32_t at = _choose(log, ahead, &busy)
+    cdef uint32_t at = _choose(log, pack, ahead, &busy)
     cdef int result
     if at == NO_BLOCK:
         return -EAGAIN if busy else 0

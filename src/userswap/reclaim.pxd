@@ -5,4 +5,5 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef uint32_t reclaim_run(uint32_t *values, uint32_t count, uint32_t most, uint32_t *start) noexcept nogil
 cdef uint32_t reclaim_distance(uint32_t now, uint32_t stamp) noexcept nogil
+cdef bint reclaim_is_hot(uint64_t lived, uint64_t stored) noexcept nogil
 cdef uint32_t reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident) noexcept nogil

@@ -42,3 +42,11 @@ cdef uint32_t reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident) noexc
     """The age of a page faulted on, from the eviction clock now and at its eviction (12 bits each, in the
     engine's unit of pages) and the number of resident pages in the same unit."""
     return AGE_REFAULT if reclaim_distance(now, stamp) < resident else AGE_FRESH
+
+
+cdef bint reclaim_is_hot(uint64_t lived, uint64_t stored) noexcept nogil:
+    """Whether a page is likely to be swapped for a short time only, as its last copy lived for so many evictions while
+    so many pages are stored. A half of these: where nine of ten overwrites go to a tenth of the pages, a copy of one of
+    them lives for a ninth of as many evictions on average, one of the others for nine times as many; where all are
+    alike, which are taken for hot is chance, and no harm."""
+    return lived * 2 < stored

@@ -17,7 +17,7 @@ from userswap.codec cimport (
 from userswap.log cimport (
     BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS,
     MAX_BLOCKS, NO_BLOCK, OPEN_PACKED, OPEN_PLAIN, OPENS, Place, log_buffer_drop, log_commit, log_deinit,
-    log_free_slots, log_freed, log_init, log_pin, log_place, log_read, log_reserve, log_span, log_tier_grow,
+    log_free_slots, log_freed, log_init, log_is_young, log_open_plain, log_pin, log_place, log_read, log_reserve, log_span, log_tier_grow,
     log_tier_shrink, log_unpin,
     log_write_next,
 )
@@ -41,6 +41,7 @@ from userswap.ranges cimport ranges_add, ranges_copy, ranges_end, ranges_free, r
 from userswap.readahead cimport Streams as StreamsStruct
 from userswap.readahead cimport Window, readahead_done, readahead_init, readahead_window
 from userswap.reclaim cimport reclaim_age as c_reclaim_age
+from userswap.reclaim cimport reclaim_is_hot as c_reclaim_is_hot
 from userswap.reclaim cimport reclaim_run as c_reclaim_run
 from userswap.space cimport (
     FOR_EVER, LEAF_ENTRIES, NO_LEAF, space_allocate, space_change, space_count, space_deinit, space_fill_code,
@@ -664,10 +665,11 @@ cdef class Log:
     cdef Pack pack_state
     cdef Progress progress      # of the last swapoff
 
-    def __cinit__(self, int buffers=6, int bits=64):
+    def __cinit__(self, int buffers=6, int bits=64, bint apart=False):
         if space_init(&self.space, bits) != 0 or log_init(&self.log, &self.space, buffers) != 0 \
                 or pack_init(&self.pack_state) != 0:
             raise MemoryError
+        self.log.apart = apart
 
     def __dealloc__(self):
         log_deinit(&self.log)
@@ -700,29 +702,33 @@ cdef class Log:
 
     def overwrite(self, uint32_t[::1] offsets, int64_t writes, double hot, double hot_writes, uint64_t seed):
         """Overwrites that many random pages of those in `offsets` (0: none yet): a share of `hot_writes` of them among
-        the first `hot` of the pages. Writes and cleans as the engine does; bytes written to areas by it."""
+        the first `hot` of the pages. Tells hot pages, writes and cleans as the engine does; bytes written to areas by
+        it."""
         cdef int64_t turn, at
         cdef int64_t count = offsets.shape[0]
         cdef int64_t hot_count = <int64_t>(count * hot)
         cdef uint8_t *place = NULL
         cdef uint64_t word
+        cdef int which
         cdef int result = 0
         before = self.log.areas[0].bytes_written
         with nogil:
             for turn in range(writes):
                 at = turn % count
+                which = OPEN_PLAIN
                 if offsets[at] != 0:
                     if _random(&seed) < hot_writes:
                         at = <int64_t>(_random(&seed) * hot_count)
                     else:
                         at = hot_count + <int64_t>(_random(&seed) * (count - hot_count))
-                    word = space_put(&self.space, offsets[at])
-                    log_freed(&self.log, word)
-                result = log_reserve(&self.log, OPEN_PLAIN, &place)
+                    word = space_word(&self.space, offsets[at])
+                    which = log_open_plain(&self.log, log_is_young(&self.log, &self.log.blocks[stored_block(word)]))
+                    log_freed(&self.log, space_put(&self.space, offsets[at]))
+                result = log_reserve(&self.log, which, &place)
                 if result != 0:
                     break
                 offsets[at] = space_allocate(&self.space, entry_make(CACHED, 1, 0))
-                log_commit(&self.log, OPEN_PLAIN, offsets[at], PAGE_BYTES, 0, 0)
+                log_commit(&self.log, which, offsets[at], PAGE_BYTES, 0, 0)
                 while log_write_next(&self.log) == 1:
                     pass
                 while log_free_slots(&self.log) < SLOTS_SPARE and result >= 0:
@@ -753,6 +759,10 @@ cdef class Log:
         if result != 0:
             _fail(result)
 
+    def is_young(self, uint32_t offset):
+        """Whether the page, given up now, would be taken for hot when it is evicted again."""
+        return log_is_young(&self.log, &self.log.blocks[stored_block(space_word(&self.space, offset))])
+
     def limit_blocks(self, uint32_t most):
         """Entries can name fewer blocks from now on."""
         self.log.block_limit = most
@@ -769,20 +779,21 @@ cdef class Log:
     def delay_writes(self, int area, uint64_t us):
         _faults[self.log.areas[area].fd].delay_us = us
 
-    def pack(self, const uint8_t[::1] page, uint32_t stamp=0):
+    def pack(self, const uint8_t[::1] page, uint32_t stamp=0, bint hot=False):
         """Evicts a page as the evictor does: its offset. Waits while all buffers are on their way out."""
+        cdef int which = log_open_plain(&self.log, hot)
         cdef uint8_t *at = NULL
         cdef uint32_t offset = 0
         cdef int result
         assert page.shape[0] == PAGE_BYTES
         with nogil:
-            result = log_reserve(&self.log, OPEN_PLAIN, &at)
+            result = log_reserve(&self.log, which, &at)
             if result == 0:
                 memcpy(at, &page[0], PAGE_BYTES)
                 pthread_mutex_lock(&self.space.lock)
                 offset = space_allocate(&self.space, entry_make(CACHED, 1, 0))
                 if offset != 0:
-                    log_commit(&self.log, OPEN_PLAIN, offset, PAGE_BYTES, 0, stamp)
+                    log_commit(&self.log, which, offset, PAGE_BYTES, 0, stamp)
                 pthread_mutex_unlock(&self.space.lock)
         if result != 0:
             _fail(result)
@@ -913,7 +924,8 @@ cdef class Log:
         assert at < self.log.block_end
         b = &self.log.blocks[at]
         return {'state': BLOCK_STATES[b.state], 'area': b.area, 'slot': b.slot, 'live': b.live, 'used': b.used,
-                'pins': b.pins, 'in_memory': b.data != NULL, 'bytes': b.bytes, 'packed': bool(b.packed)}
+                'pins': b.pins, 'in_memory': b.data != NULL, 'bytes': b.bytes, 'packed': bool(b.packed),
+                'hot': bool(b.hot), 'cleaned': bool(b.cleaned)}
 
     def area(self, int at):
         s = &self.log.areas[at]
@@ -985,6 +997,7 @@ cdef class Log:
                 assert self.log.blocks[block].owners[index] == offset, f'{offset} does not own {index} in {block}'
         for block in range(self.log.block_end):
             self.check_block(block, live[block])
+        assert self.log.stored == sum(live), f'{self.log.stored} live pages, words {sum(live)}'
         self.check_lists()
         for area in range(self.log.area_count):
             self.check_area(area)
@@ -1106,6 +1119,11 @@ def reclaim_run(uint32_t[::1] values, uint32_t most, uint32_t first=0):
 def since_us(uint64_t then):
     """Microseconds since a time of the monotonic clock."""
     return sys_since_us(then)
+
+
+def reclaim_is_hot(uint64_t lived, uint64_t stored):
+    """Whether a page whose copy lived for so many evictions is likely to live as short again."""
+    return c_reclaim_is_hot(lived, stored)
 
 
 def reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident):

@@ -5,10 +5,12 @@ from libc.stdint cimport int64_t, uint32_t
 
 from userswap.fill cimport fill_unguarded
 from userswap.limit cimport room_left, room_take
-from userswap.mm cimport copy_of, engine_stop, entry_put
+from userswap.log cimport log_is_young
+from userswap.mm cimport copy_of, engine_stop, entry_put, guard_of
 from userswap.pagetable cimport table_get, table_set
 from userswap.ranges cimport ranges_add, ranges_end
 from userswap.readahead cimport Window, readahead_done, readahead_window
+from userswap.space cimport space_word
 from userswap.system cimport (
     EAGAIN,
     EEXIST,
@@ -24,10 +26,13 @@ from userswap.types cimport (
     AGE_READAHEAD,
     PAGE_BYTES,
     PAGE_SHIFT,
+    STORED,
     age_of,
+    entry_state,
     is_present,
     offset_of,
     present_value,
+    stored_block,
 )
 
 cdef enum:
@@ -101,7 +106,17 @@ cdef int touch_page(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
 cdef bint touch_takes_page(Engine *engine, Mm *mm, uint32_t value) noexcept nogil:
     """Whether a write to a present page makes a new one: where it maps the shared zero page, or may be shared with a
     relative."""
-    return offset_of(value) != 0 and (mm.shared or offset_of(value) == engine.zero_offset)
+    return guard_of(engine, value) != 0 and (mm.shared or offset_of(value) == engine.zero_offset)
+
+
+cdef uint32_t _mark_of(Engine *engine, uint32_t offset) noexcept nogil:
+    """What is known of a page whose copy is given up: hot_offset if it was evicted a short while ago, or 0. Its entry is
+    read without a lock, as the page's count holds it. The packer or the cleaner may move the copy meanwhile, and its
+    block be another by now: what is known is wrong then, and does no harm."""
+    cdef uint64_t word = space_word(&engine.space, offset)
+    if entry_state(word) == STORED and log_is_young(&engine.log, &engine.log.blocks[stored_block(word)]):
+        return engine.hot_offset
+    return 0
 
 
 cdef bint _give_up_copy(Engine *engine, Mm *mm, uint64_t page, int64_t *room,
@@ -109,14 +124,14 @@ cdef bint _give_up_copy(Engine *engine, Mm *mm, uint64_t page, int64_t *room,
     """The page's copy is given up, so that it may be written to. False, and nothing done, where the page has no copy
     (and is not marked as shared) or would need more room than there is."""
     cdef uint32_t value = table_get(mm.table, page)
-    if not is_present(value) or offset_of(value) == 0:
+    if not is_present(value) or guard_of(engine, value) == 0:
         return False
     if touch_takes_page(engine, mm, value):
         if room[0] < 1:
             return False
         room[0] -= 1
         copied[0] += offset_of(value) != engine.zero_offset
-    table_set(mm.table, page, present_value(age_of(value), 0))
+    table_set(mm.table, page, present_value(age_of(value), _mark_of(engine, offset_of(value))))
     entry_put(engine, offset_of(value))
     mm.kept_broken += copy_of(engine, value) != 0
     return True

@@ -12,6 +12,8 @@ Page value (32 bits, one per page of each mm, under Mm.lock)
     PRESENT | age | offset  present and clean: write-protected, its entry still holds a true copy
     PRESENT | age | shared  present, no copy kept, shared since a fork and write-protected: a write to it
                             takes a page more
+    PRESENT | age | hot     present, no copy kept; the last one lived for a short time only, and so may the next.
+                            Not write-protected
     offset                  swapped
     BUSY | offset           swapped, one thread is filling it (others drop the fault: its end wakes them)
   Bit 31 is PRESENT; with it, bits 28-30 are the age, how many passes of reclaim the page survives; without
@@ -29,7 +31,7 @@ Entry word (written under Space.lock, read without), in one of two layouts, chos
   Above the space there are only words of 64 bits: those of 32 are widened as they are read (space_word) and cut as
   they are written. A payload is never changed by that: its block and data are made to fit before.
   The two greatest counts of either layout mean something else. COUNT_EVER: the entry stays for ever, whoever puts
-  it; so are offset 0 and those of Engine.zero_offset and shared_offset. COUNT_MORE: so many, and as many more as the
+  it; so are offset 0 and those of Engine.zero_offset, shared_offset and hot_offset. COUNT_MORE: so many, and as many more as the
   leaf's continuation says, which is made when it is needed. Where it cannot be, the entry is kept for ever.
   Transitions:  FREE -> CACHED -> FILLED | STORED -> FREE,  CACHED -> FREE,
                 STORED -> STORED (packed, cleaned, a new stamp).
