@@ -370,7 +370,7 @@ def test_hot_pages_stay_apart_when_they_are_packed_small(make: Make) -> None:
 
 
 def test_cleaning_keeps_young_hot_pages_apart(make: Make) -> None:
-    """What is left of a hot block goes to one for such pages as long as it is young, else to the cold ones."""
+    """What is left of a hot block goes to one for such pages while it is young, else to the cold ones."""
     swap = make(40, buffers=8, apart=True)
     old_hot = swap.store_block(hot=True)
     for _ in range(12):
@@ -387,9 +387,8 @@ def test_cleaning_keeps_young_hot_pages_apart(make: Make) -> None:
     swap.verify()
 
 
-# What bench/cleaning.py's models of a log-structured store write for each page, for an area of 256 blocks, 6 of them open or
-# spare. Evicted into one open block, hot and cold came to 1.80 and 3.77 where nine of ten overwrites go to a tenth of the
-# pages.
+# What the models of bench/cleaning.py write for each page, for an area of 256 blocks of which 6 are open or
+# spare. From one open block, hot and cold wrote 1.95 and 3.43 where nine of ten overwrites go to a tenth.
 @pytest.mark.parametrize(
     ("fill", "hot", "hot_writes", "model"),
     [(0.8, 0.1, 0.9, 1.57), (0.9, 0.1, 0.9, 2.82), (0.8, 1.0, 1.0, 2.96), (0.9, 1.0, 1.0, 6.55)],
@@ -404,8 +403,8 @@ def test_cleaning_writes_what_a_model_does(fill: float, hot: float, hot_writes: 
 
 
 def test_all_at_once(make: Make) -> None:
-    """One evicts and cleans, one packs, one writes, one cleans ahead, two read; the tier changes its size. There are no
-    more buffers than kinds of open blocks, and one for the block that is being packed."""
+    """One evicts and cleans, one packs, one writes, one cleans ahead, two read; the tier changes its size.
+    There is one buffer more than kinds of open blocks: the one that is being packed."""
     swap = Soft(make(48, buffers=7, seed=3, apart=True), hard=0.75)
     stop = threading.Event()
     rng = random.Random(3)

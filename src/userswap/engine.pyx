@@ -132,7 +132,8 @@ cdef class Engine:
         pthread_mutex_init(&engine.ptrace_lock, NULL)
         apart = pages >> 13 >= BUFFERS_MAX or "USERSWAP_APART" in os.environ
         if space_init(&engine.space, entry_bits) != 0 or log_init(
-                &engine.log, &engine.space, _buffers(pages, engine.packing, apart)) != 0 or pack_init(&engine.pack) != 0:
+                &engine.log, &engine.space, _buffers(pages, engine.packing, apart)) != 0 or pack_init(
+                &engine.pack) != 0:
             raise EngineError("no memory for the swapper space")
         engine.log.apart = apart
         engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_EVER, 0))

@@ -100,7 +100,8 @@ cdef uint64_t _fill_code(Engine *engine, const uint64_t *words) noexcept nogil:
 
 
 cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page, int which) noexcept nogil:
-    """Makes a CACHED entry FILLED, or STORED in that open block, or frees it if its page was given back. Returns 0 or -errno."""
+    """Makes a CACHED entry FILLED, or STORED in that open block, or frees it if its page was given back. Returns 0 or
+    -errno."""
     cdef Engine *engine = evictor.engine
     cdef uint64_t code = _fill_code(engine, <const uint64_t *>page)
     cdef bint filled = code != NO_FILL_CODE()
@@ -137,8 +138,8 @@ cdef uint32_t _count(const uint8_t *flags, Run *run) noexcept nogil:
 
 
 cdef bint _is_hot(Batch *batch, Run *run) noexcept nogil:
-    """Whether the run goes with what came back soon: all of it, by what most of its pages did. Neighbours stay together,
-    where one read brings them back."""
+    """Whether the run goes with what came back soon: all of it, by what most of its pages did. Neighbours stay
+    together, where one read brings them back."""
     return _count(batch.hot, run) * 2 > _count(batch.dirty, run)
 
 

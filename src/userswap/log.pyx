@@ -2,17 +2,17 @@
 """The log of blocks: pages are packed into an open block; a full block stays in memory or is written out whole, in one
 write.
 
-Each open block has one thread that packs into it: the evictor pages as they are (OPEN_PLAIN, OPEN_HOT), the packer those
-that it has packed small (pack.pyx). One thread writes (log_write_next), any may pin, read and free. A block's slot and its
-buffer are reused only when no live entry names it and nobody has it pinned, so a pinned block can be read without a
-lock although its pages are packed into another at the same time: the old copy stays true.
+Each open block has one thread that packs into it: the evictor pages as they are (OPEN_PLAIN, OPEN_HOT), the packer
+those that it has packed small (pack.pyx). One thread writes (log_write_next), any may pin, read and free. A block's
+slot and its buffer are reused only when no live entry names it and nobody has it pinned, so a pinned block can be read
+without a lock although its pages are packed into another at the same time: the old copy stays true.
 
 Buffers: those of plain pages are few, as they are on their way to be written or packed. Blocks of packed pages may
 stay: `tier_most` of them, the memory tier. Those that are written stay too, until their buffer is wanted.
 An open block holds a buffer for as long as it takes to fill it, which nobody can hasten. So there are at least as many
-buffers as kinds of open blocks, and one for what the packer packs from: else all could be in use while somebody waits to
-open another. Hot pages have kinds of their own (`apart`) only where there are buffers for these too; else they are packed
-with the others.
+buffers as kinds of open blocks, and one for what the packer packs from: else all could be in use while somebody waits
+to open another. Hot pages have kinds of their own (`apart`) only where there are buffers for these too; else they are
+packed with the others.
 
 Hot and cold: what dies together should lie together, so that a block is either dead as a whole or not worth cleaning.
 Block.born and the clock tell how long a copy lived that is given up, to within a block.

@@ -9,18 +9,19 @@ Cleaning empties a block of an area of which much is dead, so that its slot can 
 which waiting would lower the cost least. With a share u alive, u / (1 - u) pages are written for each that is gained;
 that falls by r * u / (1 - u)^2 in a unit of time if a share r of the pages dies in it (Lomet and Luo, Efficiently
 Reclaiming Space in a Log Structured Store, 2021: minimum declining cost). So of blocks whose pages die at one rate the
-emptiest is taken, which is best, and one whose pages die slowly before a young one that will soon be emptier. What a block's
-own rate is can be told from its dead pages but badly, as they are few; it is drawn towards that of all blocks of its kind,
-as if a fiftieth of its pages had died at that. Taking the block's age in place of a rate (Rosenblum and Ousterhout, The
-Design and Implementation of a Log-Structured File System, 1992), or its root, writes more (bench/RESULTS.md).
+emptiest is taken, which is best, and one whose pages die slowly before a young one that will soon be emptier. What a
+block's own rate is can be told from its dead pages but badly, as they are few; it is drawn towards that of all blocks
+of its kind, as if a fiftieth of its pages had died at that. Taking the block's age in place of a rate (Rosenblum and
+Ousterhout, The Design and Implementation of a Log-Structured File System, 1992), or its root, writes more
+(bench/RESULTS.md).
 Compaction does the same for the memory tier, where a page that came in is dead: instead of being written, a thin block
 gives what is live in it to the open one.
 
 What is cleaned goes to blocks of its own: mixed with what was evicted just now it would soon have to be cleaned again.
-What was taken for hot as it was evicted is still so as long as it is young; what is older, or never was, is cold, and apart
-from the others for the same reason. (Where there are too few buffers to tell hot from cold at eviction, what has outlived
-one block is apart from what has outlived two.) Cleaning is done when the evictor needs a slot, and ahead
-of that when nothing else is to be packed, slots become few and a budget allows it: what is cleaned ahead is packed as
+What was taken for hot as it was evicted is still so as long as it is young; what is older, or never was, is cold, and
+apart from the others for the same reason. (Where there are too few buffers to tell hot from cold at eviction, what has
+outlived one block is apart from what has outlived two.) Cleaning is done when the evictor needs a slot, and ahead of
+that when nothing else is to be packed, slots become few and a budget allows it: what is cleaned ahead is packed as
 small as can be, but some of it would have died by itself.
 
 Who can run at the same moment, and what they see. A block is pinned while its pages move, so its bytes stay. Its pages

@@ -16,6 +16,8 @@ class _Block(TypedDict):
     in_memory: bool
     bytes: int
     packed: bool
+    hot: bool
+    cleaned: bool
 
 class _Area(TypedDict):
     slots: int

@@ -17,9 +17,8 @@ from userswap.codec cimport (
 from userswap.log cimport (
     BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS,
     MAX_BLOCKS, NO_BLOCK, OPEN_PACKED, OPEN_PLAIN, OPENS, Place, log_buffer_drop, log_commit, log_deinit,
-    log_free_slots, log_freed, log_init, log_is_young, log_open_plain, log_pin, log_place, log_read, log_reserve, log_span, log_tier_grow,
-    log_tier_shrink, log_unpin,
-    log_write_next,
+    log_free_slots, log_freed, log_init, log_is_young, log_open_plain, log_pin, log_place, log_read, log_reserve,
+    log_span, log_tier_grow, log_tier_shrink, log_unpin, log_write_next,
 )
 from userswap.log cimport Log as LogStruct
 from userswap.pack cimport Pack, pack_clean, pack_clean_ahead, pack_compact, pack_deinit, pack_init, pack_next

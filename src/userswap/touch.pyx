@@ -110,9 +110,9 @@ cdef bint touch_takes_page(Engine *engine, Mm *mm, uint32_t value) noexcept nogi
 
 
 cdef uint32_t _mark_of(Engine *engine, uint32_t offset) noexcept nogil:
-    """What is known of a page whose copy is given up: hot_offset if it was evicted a short while ago, or 0. Its entry is
-    read without a lock, as the page's count holds it. The packer or the cleaner may move the copy meanwhile, and its
-    block be another by now: what is known is wrong then, and does no harm."""
+    """What is known of a page whose copy is given up: hot_offset if it was evicted a short while ago, or 0. Its entry
+    is read without a lock, as the page's count holds it. The packer or the cleaner may move the copy meanwhile, and
+    its block be another by now: what is known is wrong then, and does no harm."""
     cdef uint64_t word = space_word(&engine.space, offset)
     if entry_state(word) == STORED and log_is_young(&engine.log, &engine.log.blocks[stored_block(word)]):
         return engine.hot_offset

@@ -30,9 +30,9 @@ Entry word (written under Space.lock, read without), in one of two layouts, chos
                                        stamp of the eviction clock (12); in that of 32 bits a leaf has one stamp
   Above the space there are only words of 64 bits: those of 32 are widened as they are read (space_word) and cut as
   they are written. A payload is never changed by that: its block and data are made to fit before.
-  The two greatest counts of either layout mean something else. COUNT_EVER: the entry stays for ever, whoever puts
-  it; so are offset 0 and those of Engine.zero_offset, shared_offset and hot_offset. COUNT_MORE: so many, and as many more as the
-  leaf's continuation says, which is made when it is needed. Where it cannot be, the entry is kept for ever.
+  The two greatest counts of either layout mean something else. COUNT_EVER: the entry stays for ever, whoever puts it;
+  so are offset 0 and those of Engine.zero_offset, shared_offset and hot_offset. COUNT_MORE: so many, and as many more
+  as the leaf's continuation says, which is made when it is needed. Where it cannot be, the entry is kept for ever.
   Transitions:  FREE -> CACHED -> FILLED | STORED -> FREE,  CACHED -> FREE,
                 STORED -> STORED (packed, cleaned, a new stamp).
   A CACHED entry whose count drops to 0 is given back in flight: it is freed, unwritten, by its evictor.
