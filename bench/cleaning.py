@@ -24,7 +24,7 @@ from userswap import tests_door as door
 PAGES = 512
 FILLS = (0.5, 0.8, 0.9, 0.95)
 HOT, HOT_WRITES = 0.1, 0.9
-WORKING = 6  # slots: SLOTS_SPARE, and half of each of the four open blocks (the packer's two are idle here)
+WORKING = 8  # slots: slots_spare, and half of each of the four open blocks (the packer's two are idle here)
 
 
 def root(of: Callable[[float], float], low: float, high: float) -> float:

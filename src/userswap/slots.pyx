@@ -27,6 +27,12 @@ cdef void slots_order_areas(Log *log) noexcept nogil:
         log.order_count += 1
 
 
+cdef uint64_t slots_spare(Log *log) noexcept nogil:
+    """How many free slots there have to be before something is evicted: fewer, and one of the open blocks might find no
+    place, which is the end."""
+    return SLOTS_SPARE + SPARE_APART * <uint64_t>log.apart
+
+
 cdef uint64_t slots_free_of(Store *area) noexcept nogil:
     if area.closing or area.gone:
         return 0

@@ -30,7 +30,7 @@ from userswap.log cimport (
     log_unwritten,
 )
 from userswap.pack cimport Pack, pack_empty
-from userswap.slots cimport NO_SLOT, SLOTS_SPARE, slot_return, slot_take, slots_free_of, slots_order_areas
+from userswap.slots cimport NO_SLOT, slots_spare, slot_return, slot_take, slots_free_of, slots_order_areas
 from userswap.stores cimport Store, store_deinit, store_init
 from userswap.system cimport (
     EBUSY,
@@ -151,7 +151,7 @@ cdef uint64_t _lacking(Log *log, int area) noexcept nogil:
     cdef Store *store = &log.areas[area]
     cdef uint64_t others = _others_free(log, area)
     cdef uint64_t needed = _needed(log, area) if others > 0 else <uint64_t>(store.slot_end - store.returned_count)
-    others -= min(others, <uint64_t>SLOTS_SPARE + log_unwritten(log))
+    others -= min(others, slots_spare(log) + log_unwritten(log))
     return needed - min(needed, others)
 
 
@@ -220,7 +220,7 @@ cdef int _take_elsewhere(Log *log, int *area, uint32_t *slot) noexcept nogil:
 
 cdef bint _spares(Moving *moving) noexcept nogil:
     """Whether the other areas have slots to spare. Log.lock is held."""
-    return _others_free(moving.log, moving.area) > SLOTS_SPARE + log_unwritten(moving.log)
+    return _others_free(moving.log, moving.area) > slots_spare(moving.log) + log_unwritten(moving.log)
 
 
 cdef int _take_place(Mover *mover) noexcept nogil:

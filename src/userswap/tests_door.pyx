@@ -46,7 +46,7 @@ from userswap.space cimport (
     FOR_EVER, LEAF_ENTRIES, NO_LEAF, space_allocate, space_change, space_count, space_deinit, space_fill_code,
     space_fill_value, space_free, space_get, space_init, space_put, space_stamp, space_word,
 )
-from userswap.slots cimport SLOTS_SPARE, slots_discard_next, slots_order_areas
+from userswap.slots cimport slots_spare, slots_discard_next, slots_order_areas
 from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
 from userswap.stores cimport Store, file_store_init, store_deinit, store_end_waits, store_init
@@ -730,7 +730,7 @@ cdef class Log:
                 log_commit(&self.log, which, offsets[at], PAGE_BYTES, 0, 0)
                 while log_write_next(&self.log) == 1:
                     pass
-                while log_free_slots(&self.log) < SLOTS_SPARE and result >= 0:
+                while log_free_slots(&self.log) < slots_spare(&self.log) and result >= 0:
                     result = pack_clean(&self.log, &self.pack_state)
                     while log_write_next(&self.log) == 1:
                         pass

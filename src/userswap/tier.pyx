@@ -22,7 +22,7 @@ from libc.stdint cimport int64_t
 from userswap.fetch cimport log_fetch
 from userswap.limit cimport room_give, room_left, room_take
 from userswap.log cimport LIST_TIER, Block, log_buffer_drop, log_free_slots, log_tier_grow, log_tier_shrink
-from userswap.slots cimport SLOTS_SPARE
+from userswap.slots cimport slots_spare
 from userswap.system cimport add_i64, load_i64, sys_now_us, sys_since_us
 from userswap.types cimport BLOCK_PAGES
 
@@ -106,7 +106,7 @@ cdef void tier_unspare(Engine *engine, uint32_t blocks) noexcept nogil:
 
 cdef bint _slots_are_short(Engine *engine) noexcept nogil:
     """The tier's blocks have slots set aside for them, and take memory from pages, which are swapped for it."""
-    return log_free_slots(&engine.log) < SLOTS_SPARE + engine.tier.step and engine.log.order_count > 0
+    return log_free_slots(&engine.log) < slots_spare(&engine.log) + engine.tier.step and engine.log.order_count > 0
 
 
 cdef bint _grow(Engine *engine) noexcept nogil:

@@ -9,7 +9,7 @@ from userswap.log cimport log_free_slots, log_write_next
 from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
 from userswap.pack cimport pack_clean, pack_clean_ahead, pack_compact, pack_next
 from userswap.pagetable cimport table_visit
-from userswap.slots cimport SLOTS_SPARE, slots_discard_next
+from userswap.slots cimport slots_spare, slots_discard_next
 from userswap.system cimport (
     EAGAIN,
     ECANCELED,
@@ -88,7 +88,7 @@ cdef void writeback_make_room(Engine *engine) noexcept nogil:
     cdef int turns = 0
     if engine.log.order_count == 0:
         tier_trim(engine)
-    while (engine.log.order_count > 0 and log_free_slots(&engine.log) < SLOTS_SPARE
+    while (engine.log.order_count > 0 and log_free_slots(&engine.log) < slots_spare(&engine.log)
             and load_i64(&engine.resident) > engine.low and not engine.stopping):
         gained = pack_clean(&engine.log, &engine.pack)
         if gained == -EAGAIN and turns < CLEAN_TURNS:
