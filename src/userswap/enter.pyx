@@ -248,7 +248,6 @@ cdef void *_enter_main(void *argument) noexcept nogil:
 cdef void _entered(Engine *engine, Process *process, Entry *entry) noexcept nogil:
     process.entering = False
     process.tries += 1
-    process.put_off = entry.early
     if entry.result == 0:
         process.mm_id = entry.mm_id
         add_i64(&engine.counters.processes_attached, 1)
@@ -256,6 +255,7 @@ cdef void _entered(Engine *engine, Process *process, Entry *entry) noexcept nogi
     elif entry.result == -ESRCH:
         process.gone = True
     elif entry.early:
+        process.put_off = True
         process.tries = 0
     elif entry.result != -EAGAIN or process.tries >= ENTER_TRIES:
         _leave_alone(engine, process, -entry.result)
