@@ -50,6 +50,7 @@ class Supervisor:
         self._started = 0.0
         self._status: int | None = None  # the program's exit status, once it has ended
         self._told = False  # the front process knows it
+        self._patient_until: float | None = None  # a time
         self._poller = select.poll()
 
     def run(self, ram_limit_bytes: int, command: list[str], inherited: launch.Inherited) -> None:
@@ -227,12 +228,20 @@ class Supervisor:
                     guard.let_go_of_everything()
                     for area in self._stores.values():
                         area.let_go()
-            if not self._poller.poll(self._patience_ms()) and self._programs_are_over():
-                engine.end_waits()
+            self._poller.poll(self._patience_ms())
+            if self._patience_ms() == 0:
+                self._patient_until = None
+                if self._programs_are_over():
+                    engine.end_waits()
 
     def _patience_ms(self) -> float | None:
-        """A store that stalls may keep an address space from being left."""
-        return END_SECONDS * 1000 if self._stores and self._status is not None else None
+        """How long there is still to wait for a store that stalls, and so may keep an address space from being left.
+        Whoever asks for the status meanwhile does not prolong it."""
+        if not self._stores or self._status is None:
+            return None
+        if self._patient_until is None:
+            self._patient_until = time.monotonic() + END_SECONDS
+        return max(0.0, (self._patient_until - time.monotonic()) * 1000)
 
     def _pass_on_keeps(self, engine: "Engine") -> None:
         for key, fd in engine.keep():
