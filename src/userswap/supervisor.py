@@ -235,7 +235,7 @@ class Supervisor:
                     engine.end_waits()
 
     def _patience_ms(self) -> float | None:
-        """How long there is still to wait for a store that stalls, and so may keep an address space from being left.
+        """How long to wait yet for a store that stalls, and so may keep an address space from being left.
         Whoever asks for the status meanwhile does not prolong it."""
         if not self._stores or self._status is None:
             return None
