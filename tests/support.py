@@ -139,11 +139,20 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
         time.sleep(0.005)
 
 
-def kill_all(root: int, seen: Iterable[tuple[int, int]] = ()) -> None:
-    """Kill the tree of `root`, by pid and until none is left, and those of `seen` that are still the same."""
+def environment_holds(pid: int, entry: str) -> bool:
+    with suppress(OSError):
+        return entry.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
+
+
+def kill_all(root: int, seen: Iterable[tuple[int, int]] = (), marked: str = "") -> None:
+    """Kill the tree of `root`, by pid and until none is left, those of `seen` that are still the same, and those that
+    have the entry `marked` in their environment: an engine whose front process has gone is in no tree of ours."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         left = tree_of(root) | {pid for pid, started in seen if is_alive(pid, started)}
+        if marked:
+            left |= {pid for pid in pids() if environment_holds(pid, marked) and (stat_of(pid) or "Z")[-1] != "Z"}
         if not left:
             return
         for pid in left:
@@ -279,6 +288,7 @@ class Live:
         self._temporary = self._folder / "tmp"
         self._temporary.mkdir()
         self.command = self._wrapped(command, options)
+        self._mark = f"TMPDIR={self._temporary}"
         environment = {**os.environ, "TMPDIR": str(self._temporary), **options.get("env", {})}
         gate = self._folder / "gate"
         os.mkfifo(gate)
@@ -299,7 +309,7 @@ class Live:
             self._started = time.monotonic()
             gate.write_text("go\n")
         except BaseException:
-            kill_all(self.pid)
+            kill_all(self.pid, marked=self._mark)
             self.process.wait()
             raise
 
@@ -345,7 +355,7 @@ class Live:
         sampled = self._sampler.stop()
         left = self._processes_left(sampled)
         if left:
-            kill_all(self.pid, sampled.seen)
+            kill_all(self.pid, sampled.seen, self._mark)
         statistics = self._folder / "stats.json"
         stats = json.loads(statistics.read_text()) if statistics.exists() else {}
         run = Run(self.command, status, self.stdout(), self.stderr(), stats, sampled, seconds)
@@ -356,7 +366,7 @@ class Live:
 
     def abandon(self) -> None:
         """Kill everything of this run. For a run that will not end."""
-        kill_all(self.pid)
+        kill_all(self.pid, marked=self._mark)
         self._sampler.kill()
         self.process.wait()
         if self.process.stdin:

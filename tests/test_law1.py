@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -141,9 +141,11 @@ def test_engine_killed_stops_the_program(
 
 def has_written(engine: int) -> bool:
     """Whether there is anything in its swap file, which has no name."""
-    fds = Path(f"/proc/{engine}/fd")
-    files = [fd for fd in fds.iterdir() if re.search(r"/#\d+ \(deleted\)$", str(fd.readlink()))]
-    return any(fd.stat().st_blocks > 0 for fd in files)
+    for fd in Path(f"/proc/{engine}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it opens and closes others meanwhile
+            if re.search(r"/#\d+ \(deleted\)$", str(fd.readlink())) and fd.stat().st_blocks > 0:
+                return True
+    return False
 
 
 def test_engine_killed_while_the_program_fills(userswap: Runner, programs: Programs) -> None:

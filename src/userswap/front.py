@@ -43,6 +43,7 @@ class Front:
         self._held: dict[str, int] = {}
         self._exit: int | None = None
         self._stop_due = 0  # the signal by which the program stopped, while we have not
+        self._stopped_by = 0  # the last one by which we did
         self._continue_due = False  # we got SIGCONT: perhaps the program did not
         self._signals = libc.signalfd(set(FORWARDED) | {signal.SIGCHLD})
 
@@ -74,6 +75,10 @@ class Front:
         if code == _SI_KERNEL:
             session_leader = os.getsid(0) == os.getpid()
             return number not in _OF_THE_TERMINAL or (number == signal.SIGHUP and session_leader)
+        if sender == self._engine_pid and number == signal.SIGCONT:
+            # The program was continued. If it has stopped since, this came too late, and undid our own stop.
+            self._stop_due = self._stopped_by
+            return False
         if sender and tree.is_below(sender, self._engine_pid):
             return False
         if number == signal.SIGCONT:
@@ -120,6 +125,7 @@ class Front:
         number, self._stop_due = self._stop_due, 0
         if not number or self._exit is not None or not self._program_is_stopped():
             return
+        self._stopped_by = number
         if number in _STOPS:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
             os.kill(os.getpid(), number)
