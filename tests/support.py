@@ -140,19 +140,20 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 
 
 def environment_holds(pid: int, entry: str) -> bool:
+    """No, once it has ended."""
     with suppress(OSError):
         return entry.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return False
 
 
 def kill_all(root: int, seen: Iterable[tuple[int, int]] = (), marked: str = "") -> None:
-    """Kill the tree of `root`, by pid and until none is left, those of `seen` that are still the same, and those that
-    have the entry `marked` in their environment: an engine whose front process has gone is in no tree of ours."""
+    """Kill the tree of `root`, by pid and until none is left, and those of `seen` that are still the same.
+
+    Also those with `marked` in their environment: an engine whose front has gone is in no tree of ours."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         left = tree_of(root) | {pid for pid, started in seen if is_alive(pid, started)}
-        if marked:
-            left |= {pid for pid in pids() if environment_holds(pid, marked) and (stat_of(pid) or "Z")[-1] != "Z"}
+        left |= {pid for pid in pids() if marked and environment_holds(pid, marked)}
         if not left:
             return
         for pid in left:

@@ -127,8 +127,9 @@ class Front:
             return
         self._stopped_by = number
         if number in _STOPS:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+            # Still blocked: the terminal's own, should it come only now, and this one are one stop.
             os.kill(os.getpid(), number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
             signal.pthread_sigmask(signal.SIG_BLOCK, {number})
         else:
             os.kill(os.getpid(), signal.SIGSTOP)
