@@ -464,15 +464,20 @@ def test_program_that_handles_the_stop_key_itself(
     """As editors do: tidy the screen first, then stop. The shell must not have the terminal before."""
     program = tmp_path / "editor.py"
     program.write_text(
-        "import os, signal, sys, termios\n"
+        "import os, select, signal, termios\n"
         "def stop(number, frame):\n"
         "    termios.tcsetattr(0, termios.TCSADRAIN, termios.tcgetattr(0))  # SIGTTOU in the background\n"
         "    print('ti' + 'died', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
         "    print('ba' + 'ck', flush=True)\n"
+        "signalled, waker = os.pipe()\n"
+        "os.set_blocking(waker, False)\n"
+        "signal.set_wakeup_fd(waker)  # a signal that comes just before it waits is not missed\n"
         "signal.signal(signal.SIGTSTP, stop)\n"
         "print('rea' + 'dy', flush=True)\n"
-        "print('got-' + sys.stdin.readline(), flush=True)\n"
+        "while 0 not in (ready := select.select([0, signalled], [], [])[0]):\n"
+        "    os.read(signalled, 1)\n"
+        "print('got-' + os.read(0, 99).decode(), flush=True)\n"
     )
     shell.type(quoted([*userswap, sys.executable, str(program)]) + "\n")
     for _ in range(2):
