@@ -8,7 +8,6 @@ nothing (the default); `refuse` to start; `fail` once the file in USERSWAP_TRIGG
 import os
 import select
 import sys
-import time
 import types
 from collections.abc import Sequence
 
@@ -21,8 +20,9 @@ class Engine:
     def __init__(
         self,
         ram_limit_bytes: int,
-        areas: Sequence[tuple[int, int, bool, int]],
-        front_pid: int,
+        keeper_pid: int,
+        own_pids: Sequence[int],
+        desk: int,
         may_spin: bool,
         entry_bits: int = 64,
     ) -> None:
@@ -30,17 +30,26 @@ class Engine:
         self._trigger = os.environ.get("USERSWAP_TRIGGER", "")
         self._limit = ram_limit_bytes
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._started = time.monotonic()
-        self._kept = False
+        self._keeper = keeper_pid
+        self._own = list(own_pids)
+        self._seen: list[int] = []
+        self._areas = 0
         if self._mode == "refuse":
             raise EngineError(f"--ram {ram_limit_bytes} is too small: 8 MiB is the least")
-        assert os.getppid() == front_pid
-        assert all(size % (2 << 20) == 0 and os.fstat(fd) for fd, size, _, _ in areas)
+        assert os.getppid() == keeper_pid
+        assert {os.getpid(), keeper_pid} < {*own_pids}
 
-    def watch(self, root_pid: int) -> None:
-        os.kill(root_pid, 0)
+    def swapon(self, fd: int, size: int, priority: int, frees: bool, shared: int = -1) -> int:
+        assert size % (2 << 20) == 0
+        assert os.fstat(fd)
+        self._areas += 1
+        return self._areas - 1
+
+    def watch(self) -> None:
         if self._mode == "fail":
             self._wait_for_trigger()
+        if self._mode == "hold":
+            self._held = [os.dup(self._event) for _ in range(2000)]
 
     def _wait_for_trigger(self) -> None:
         while not os.path.exists(self._trigger):
@@ -50,34 +59,30 @@ class Engine:
     def fileno(self) -> int:
         return self._event
 
-    def hold_entering(self) -> None:
-        pass
-
-    def release_entering(self) -> None:
-        pass
-
     def control(self) -> None:
+        from userswap import tree
+
+        self._seen += [process.pid for process in tree.programs(self._keeper, self._own)]
         try:
             os.eventfd_read(self._event)
         except BlockingIOError:
             return
         raise EngineError("swap is exhausted: the program was stopped")
 
-    def keep(self) -> list[tuple[int, int]]:
-        if self._mode != "hold" or self._kept:
-            return []
-        self._kept = True
-        return [(number, self._event) for number in range(1, 2001)]
+    def processes(self) -> list[int]:
+        return self._seen
 
-    def dropped(self) -> list[int]:
-        return []
+    def own_processes(self) -> list[int]:
+        return self._own
 
     def tree_alive(self) -> bool:
         return False
 
+    def end_waits(self) -> None:
+        pass
+
     def statistics(self) -> dict[str, int | float]:
-        wall = time.monotonic() - self._started
-        return {"ram_limit_bytes": self._limit, "peak_resident_bytes": 1 << 20, "wall_seconds": wall}
+        return {"ram_limit_bytes": self._limit, "peak_resident_bytes": 1 << 20}
 
     def left_alone(self) -> list[tuple[int, str, str]]:
         return []

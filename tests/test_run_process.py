@@ -39,11 +39,15 @@ def userswap(request: pytest.FixtureRequest) -> list[str]:
 def nothing_left() -> Iterator[None]:
     yield
     wait_until(lambda: not engines(), "engine processes were left behind")
-    wait_until(lambda: not engines("userswap-guard"), "guards were left behind")
+    wait_until(lambda: not keepers(), "keepers were left behind")
+
+
+def keepers() -> list[int]:
+    return engines("userswap-keeper")
 
 
 def engines(name_wanted: str = "userswap-engine") -> list[int]:
-    """Engine processes, or guards, of this test."""
+    """Engine processes, or keepers, of this test."""
     found = []
     for name in os.listdir("/proc"):
         try:
@@ -580,7 +584,8 @@ def test_children_outlive_the_program(userswap: list[str], tmp_path: Path) -> No
     assert finish([*words, "true"]).returncode == 0
 
 
-def test_engine_killed_after_the_program_has_ended(userswap: list[str]) -> None:
+@pytest.mark.parametrize("who", ["userswap-engine", "userswap-keeper"])
+def test_killed_after_the_program_has_ended(userswap: list[str], who: str) -> None:
     script = "(sleep 1001 & setsid sleep 1002 & echo $!; wait) > /dev/null 2>&1 & echo $!"
     process = start([*userswap, "sh", "-c", script])
     child = int(line_of(process))
@@ -588,12 +593,32 @@ def test_engine_killed_after_the_program_has_ended(userswap: list[str]) -> None:
     children = Path(f"/proc/{child}/task/{child}/children")
     wait_until(lambda: len(children.read_text().split()) == 2, "the children do not start")
     pids = [child, *map(int, children.read_text().split())]
-    wait_until(lambda: engines("userswap-guard"), "there is no guard")
-    (guard,) = engines("userswap-guard")
-    wait_until(lambda: len(os.listdir(f"/proc/{guard}/fd")) >= 4 + len(pids), "the guard does not know them")
-    (engine,) = engines()
-    os.kill(engine, signal.SIGKILL)
+    (killed,) = engines(who)
+    os.kill(killed, signal.SIGKILL)
     wait_until(lambda: all(map(gone, pids)), "children live on without their engine")
+
+
+def test_keeper_killed(userswap: list[str], tmp_path: Path) -> None:
+    process, pids = tree_of_three(userswap, tmp_path)
+    (keeper,) = keepers()
+    os.kill(keeper, signal.SIGKILL)
+    status, _, err = end(process)
+    assert status == 125
+    assert err == (
+        "userswap: its keeper died (signal 9): the program was stopped, since nobody sees to its memory\n"
+    )
+    wait_until(lambda: all(map(gone, pids)), "the program lives on without its engine")
+
+
+def test_keeper_and_front_killed(tmp_path: Path) -> None:
+    """The engine ends what is left."""
+    process, pids = tree_of_three([*REAL, "run", "--quiet", "--ram", "256M", "--"], tmp_path)
+    (keeper,) = keepers()
+    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    process.kill()
+    end(process)
+    wait_until(lambda: all(map(gone, pids)), "the program lives on without its engine")
 
 
 def test_area_is_free_at_once_after_a_run(userswap: list[str], tmp_path: Path) -> None:
@@ -630,9 +655,9 @@ def test_traced_program_is_refused(userswap: list[str]) -> None:
 def test_many_orphans_are_reaped(userswap: list[str]) -> None:
     script = "for i in 1 2 3 4 5 6 7 8 9; do (true &) ; done; echo $PPID; read line"
     process = start([*userswap, "sh", "-c", script], stdin=subprocess.PIPE)
-    engine = line_of(process)
-    children = Path(f"/proc/{engine}/task/{engine}/children")
-    wait_until(lambda: len(children.read_text().split()) == 1, "zombies are left")
+    keeper = line_of(process)
+    children = Path(f"/proc/{keeper}/task/{keeper}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2, "zombies are left")
     process.communicate("\n", timeout=PATIENCE_SECONDS)
 
 
@@ -665,22 +690,14 @@ def test_engine_gives_up(tmp_path: Path) -> None:
     wait_until(lambda: all(map(gone, pids)), "the program lives on without its engine")
 
 
-def test_front_holds_what_the_engine_gives() -> None:
-    """More than a socket takes at once, and more than the usual limit of open files."""
-    words = [
-        "sh",
-        "-c",
-        'ulimit -Sn 64; exec "$@"',
-        "sh",
-        *STANDIN_RUN,
-        "--",
-        "sh",
-        "-c",
-        "ulimit -n; read line",
-    ]
+def test_keeper_holds_what_the_engine_opens() -> None:
+    """Also more than the usual limit of open files."""
+    words = ["sh", "-c", 'ulimit -Sn 64; exec "$@"', "sh", *STANDIN_RUN]
+    words += ["--", "sh", "-c", "ulimit -n; read line"]
     process = start(words, stdin=subprocess.PIPE, env=standin("hold"))
     assert line_of(process) == "64"
-    wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) > 2000, "the front process lacks some")
+    (keeper,) = keepers()
+    wait_until(lambda: len(os.listdir(f"/proc/{keeper}/fd")) > 2000, "the keeper lacks some")
     assert process.communicate("\n", timeout=PATIENCE_SECONDS) == ("", "")
     assert process.returncode == 0
 
@@ -688,7 +705,7 @@ def test_front_holds_what_the_engine_gives() -> None:
 def test_idle_processes_do_not_wake(tmp_path: Path) -> None:
     process = start([*STANDIN_RUN, "--", "sh", "-c", "echo $$; read line"], stdin=subprocess.PIPE)
     line_of(process)
-    pids = [process.pid, *engines()]
+    pids = [process.pid, *keepers(), *engines()]
     wait_until(lambda: all(state(pid) == "S" for pid in pids), "they do not settle")
     before = [switches(pid) for pid in pids]
     select.select([], [], [], 1)

@@ -74,7 +74,7 @@ def process_of(area: Area) -> StoreProcess:
 @contextmanager
 def medium_of(spec: str) -> Iterator[tuple[door.Medium, Area]]:
     with started(spec) as area:
-        yield door.Medium(area.fd, area.size_bytes, area.shared), area
+        yield door.Medium(area.fd, area.size_bytes, area.memory), area
 
 
 @contextmanager
@@ -249,7 +249,7 @@ def test_errors_pass_through_and_change_nothing(medium: door.Medium, error: int)
 @pytest.mark.parametrize("spec", ["{disk}:4M", "dict://:4M"])
 def test_impossible_sizes_are_refused(disk: Path, spec: str, size: int) -> None:
     with started(spec.format(disk=disk)) as area, fails(errno.EINVAL):
-        door.Medium(area.fd, size, area.shared)
+        door.Medium(area.fd, size, area.memory)
 
 
 # ---- stores of Python: what goes wrong

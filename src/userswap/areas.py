@@ -15,7 +15,7 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from userswap import libc
 from userswap.devices import device_size, refuse_device, signature_name
@@ -32,12 +32,16 @@ TRAILER = b"userswap swap area, made by userswap: it may be overwritten. Format 
 # What a device's signatures can lie in: wiped after a run if swapped pages happen to look like one.
 DEVICE_HEAD_BYTES = 128 << 10
 
-# What begins so is a store of Python, whatever files there are: a path that looks like it is written ./NAME://...
+# What begins so is a store of Python, whatever files there are: a path that looks like it is written
+# ./NAME://...
 _STORE = re.compile(r"([a-z][a-z0-9_.-]*)://(.*)", re.ASCII | re.IGNORECASE | re.DOTALL)
 # With a unit, so that the port of an address is not taken for a size.
 _STORE_SIZE = re.compile(r"(.*):([0-9.]+[KMGT](?:IB)?)", re.ASCII | re.IGNORECASE | re.DOTALL)
 
 _OPEN_FLAGS = os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | os.O_NOCTTY
+
+
+_DESCRIBED = ("name", "kind", "fd", "size_bytes", "path", "frees", "memory")
 
 
 class Area:
@@ -49,6 +53,7 @@ class Area:
         "frees",
         "identity",
         "kind",
+        "memory",
         "name",
         "named",
         "path",
@@ -67,16 +72,25 @@ class Area:
         self.created_path: str | None = None  # made by this run: removed if the run is refused
         self.named = False  # a file that stays after the run
         self.process: StoreProcess | None = None  # of a store: not started yet
+        self.memory = -1  # ... that it has in common with the engine, once it is ready
 
-    @property
-    def shared(self) -> int:
-        """For the engine: the memory of a store, else -1."""
-        return self.process.memory if self.process is not None else -1
+    def describe(self) -> dict[str, object]:
+        """What the engine process has to know of it: `described` makes an area of that."""
+        return {name: getattr(self, name) for name in _DESCRIBED}
+
+    @classmethod
+    def described(cls, text: Mapping[str, object]) -> "Area":
+        """As the engine process knows it. It is not to be closed there."""
+        area = cls("", "", -1, ())
+        for name in _DESCRIBED:
+            setattr(area, name, text[name])
+        return area
 
     def ready(self) -> bool:
         """Whether the engine can have it; False as long as its store is not ready. Raises UserswapError."""
         if self.process is not None and self.process.ready() and self.process.data is not None:
             self.fd = self.process.data.fileno()
+            self.memory = self.process.memory
             self.size_bytes = self.process.size_bytes
         return self.fd >= 0
 

@@ -4,9 +4,10 @@
 All functions want Log.lock held, but for log_changed. None waits, none fails except where said.
 """
 
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+from userswap.arena cimport arena_give, arena_take
 from userswap.log cimport (
     ANCHOR_PAGES,
     BLOCK_FREE,
@@ -20,7 +21,7 @@ from userswap.log cimport (
     BlockList,
 )
 from userswap.slots cimport slot_return
-from userswap.system cimport ENOMEM, sys_futex_advance
+from userswap.system cimport ENOMEM, store_pointer, sys_futex_advance
 from userswap.types cimport BLOCK_PAGES
 
 
@@ -68,13 +69,21 @@ cdef void block_list_take(Log *log, uint32_t at) noexcept nogil:
 
 # ---- buffers, and the life of a block
 
+cdef uint64_t _anchors_bytes(uint32_t room) noexcept nogil:
+    return (room + ANCHOR_PAGES - 1) // ANCHOR_PAGES * sizeof(uint32_t)
+
+
+cdef void _list_free(void **items, uint64_t bytes) noexcept nogil:
+    cdef void *old = items[0]
+    store_pointer(items, NULL)
+    if old != NULL:
+        arena_give(old, bytes)
+
+
 cdef void block_lists_free(Block *block) noexcept nogil:
-    free(block.owners)
-    free(block.lengths)
-    free(block.anchors)
-    block.owners = NULL
-    block.lengths = NULL
-    block.anchors = NULL
+    _list_free(<void **>&block.owners, block.room * sizeof(uint32_t))
+    _list_free(<void **>&block.lengths, block.room * sizeof(uint16_t))
+    _list_free(<void **>&block.anchors, _anchors_bytes(block.room))
 
 
 cdef void buffer_put(Log *log, uint8_t *buffer) noexcept nogil:
@@ -151,33 +160,39 @@ cdef void block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
 
 cdef int block_lists_make(Block *block) noexcept nogil:
     block.room = INDEX_MAX if block.packed else BLOCK_PAGES
-    block.owners = <uint32_t *>malloc(block.room * sizeof(uint32_t))
+    block.owners = <uint32_t *>arena_take(block.room * sizeof(uint32_t))
     if block.packed:
-        block.lengths = <uint16_t *>malloc(block.room * sizeof(uint16_t))
-        block.anchors = <uint32_t *>malloc(block.room // ANCHOR_PAGES * sizeof(uint32_t))
+        block.lengths = <uint16_t *>arena_take(block.room * sizeof(uint16_t))
+        block.anchors = <uint32_t *>arena_take(_anchors_bytes(block.room))
     if block.owners == NULL or (block.packed and (block.lengths == NULL or block.anchors == NULL)):
         block_lists_free(block)
         return -ENOMEM
     return 0
 
 
-cdef void *_shrunk(void *whole, size_t bytes) noexcept nogil:
-    """The beginning of it, in a place of its own: the next block has use for the whole, and not for the hole that
-    realloc would leave."""
-    cdef void *part = malloc(bytes)
-    if part == NULL:
-        return whole
-    memcpy(part, whole, bytes)
-    free(whole)
+cdef void *_beginning(const void *whole, uint64_t bytes) noexcept nogil:
+    """A copy of it; NULL without memory."""
+    cdef void *part = arena_take(bytes)
+    if part != NULL:
+        memcpy(part, whole, bytes)
     return part
 
 
 cdef void block_lists_shrink(Block *block) noexcept nogil:
-    """To what is used, once nobody reads them."""
+    """To what is used, once nobody reads them: in places of their own, as the next block has use for the whole."""
+    cdef Block old = block[0]
+    cdef void *owners
+    cdef void *lengths
+    cdef void *anchors
     if block.room == block.used or block.pins != 0 or not block.packed:
         return
+    owners = _beginning(old.owners, old.used * sizeof(uint32_t))
+    lengths = _beginning(old.lengths, old.used * sizeof(uint16_t))
+    anchors = _beginning(old.anchors, _anchors_bytes(old.used))
+    if owners == NULL or lengths == NULL or anchors == NULL:
+        return      # without memory it is only larger than it need be
+    store_pointer(<void **>&block.owners, owners)
+    store_pointer(<void **>&block.lengths, lengths)
+    store_pointer(<void **>&block.anchors, anchors)
     block.room = block.used
-    block.owners = <uint32_t *>_shrunk(block.owners, block.used * sizeof(uint32_t))
-    block.lengths = <uint16_t *>_shrunk(block.lengths, block.used * sizeof(uint16_t))
-    block.anchors = <uint32_t *>_shrunk(block.anchors,
-                                        (block.used + ANCHOR_PAGES - 1) // ANCHOR_PAGES * sizeof(uint32_t))
+    block_lists_free(&old)

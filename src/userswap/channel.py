@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Messages between the front process and the engine process: words, and file descriptors with them."""
+"""Messages between our processes: words, and file descriptors with them."""
 
 import array
 import os
@@ -7,7 +7,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 
-_LONGEST_MESSAGE = 512
+_LONGEST_MESSAGE = 16384
 _MOST_FDS = 8
 
 

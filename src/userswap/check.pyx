@@ -88,6 +88,8 @@ cdef void check_ended(Engine *engine) noexcept nogil:
     """When no address space is left, no entry, no live page and no pin is."""
     cdef uint32_t at
     _check_space(engine)
+    if engine.cancelled:
+        return
     if engine.space.entries != ENTRIES_FOR_EVER:
         engine_stop(engine, b"leak: entries left at the end", <long>engine.space.entries - ENTRIES_FOR_EVER)
     for at in range(engine.log.block_end):

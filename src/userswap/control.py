@@ -5,7 +5,7 @@ A Unix socket in a directory that only its user can enter, named by the engine's
 are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request holds "version" and "verb". An answer
 holds "ok" and, where that is false, "error", one line. The server lives in the engine's main loop and never
 blocks: whoever sends too much, or does not read, is cut off. What lasts is asked after (swapoff, which has a
-thread), or answered later (swapon of a store of Python, which starts a process).
+thread), or answered later (swapon, for which the keeper opens the area).
 """
 
 import errno
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from userswap.areas import FREE, KEEP, Area, open_areas, release_areas
+from userswap.areas import FREE, KEEP, Area
 from userswap.errors import UserswapError, reason
 
 TYPE_CHECKING = False
@@ -65,13 +65,12 @@ class _Client:
 
 
 class _Swapon:
-    """A store of Python on its way in."""
+    """An area on its way in."""
 
-    __slots__ = ("area", "client", "priority")
+    __slots__ = ("client", "priority")
 
-    def __init__(self, client: _Client, area: Area, priority: int) -> None:
-        self.client = client
-        self.area = area
+    def __init__(self, client: _Client | None, priority: int) -> None:
+        self.client = client  # None once it has gone
         self.priority = priority
 
 
@@ -82,6 +81,7 @@ class _Swapoff:
         self.number = number
         self.area = area
         self.error: OSError | None = None
+        self.released = False  # nothing of it is open any more
         self.seconds = 0.0  # that it took, at the end
         import threading  # as json
 
@@ -103,7 +103,8 @@ class _Swapoff:
 
 
 class Control:
-    """Serves the socket. `areas` are those in use, by their number in the engine: kept up to date here."""
+    """Serves the socket, from listen() on. `areas` are those in use, by their number in the engine: kept up
+    to date here. `tell` sends words to the keeper."""
 
     def __init__(
         self,
@@ -111,19 +112,26 @@ class Control:
         areas: dict[int, Area],
         poller: "select.poll",
         describe: Callable[[], Mapping[str, object]],
-        start_store: Callable[[Area], None],
+        tell: Callable[[str], None],
     ) -> None:
         self._engine = engine
         self._areas = areas
         self._poller = poller
         self._describe = describe
-        self._start_store = start_store
-        self._swapons: list[_Swapon] = []
+        self._tell = tell
+        self._swapons: dict[str, _Swapon] = {}
         self._clients: dict[int, _Client] = {}
         self._swapoffs: dict[int, _Swapoff] = {}
         self._path: str | None = None
         self._listener: socket.socket | None = None
-        with suppress(OSError):  # without a place for it the engine works as well, and cannot be talked to
+
+    def has_stores(self) -> bool:
+        """Whether any area is kept by a process."""
+        return any(area.kind == "store" for area in self._areas.values())
+
+    def listen(self) -> None:
+        """Without a place for the socket the engine works as well, and cannot be talked to."""
+        with suppress(OSError):
             self._listen()
 
     def _listen(self) -> None:
@@ -164,7 +172,6 @@ class Control:
     def serve(self) -> None:
         """All that can be done without waiting."""
         self._close_emptied()
-        self._finish_swapons()
         self._accept()
         for client in list(self._clients.values()):
             self._serve_client(client)
@@ -182,8 +189,10 @@ class Control:
             self._poller.register(connected, select.POLLIN)
 
     def _drop(self, client: _Client) -> None:
-        for swapon in [one for one in self._swapons if one.client is client]:
-            self._give_up(swapon)
+        for key, swapon in self._swapons.items():
+            if swapon.client is client:
+                swapon.client = None
+                self._tell(f"unwanted {key}")
         del self._clients[client.socket.fileno()]
         self._poller.unregister(client.socket)
         client.socket.close()
@@ -290,46 +299,40 @@ class Control:
         spec, priority = request.get("area"), request.get("priority", 0)
         if not isinstance(spec, str) or not isinstance(priority, int) or abs(priority) >= 1 << 15:
             raise UserswapError("swapon wants a path and a priority from -32767 to 32767")
-        starting = [one.area for one in self._swapons]
-        area = open_areas([spec], [*self._areas.values(), *starting])[0]
-        if area.process is None:
-            return self._add(area, priority)
-        self._start_store(area)
-        self._swapons.append(_Swapon(client, area, priority))
+        key = os.urandom(8).hex()
+        self._swapons[key] = _Swapon(client, priority)
         client.waits = True
+        self._tell(f"open {as_word({'key': key, 'spec': spec})}")
         return {}
 
-    def _add(self, area: Area, priority: int) -> Answer:
+    def opened(self, done: bool, text: str) -> None:
+        """The keeper has opened an area, or refuses to: what it says of it."""
+        import json
+
+        told = json.loads(text)
+        swapon = self._swapons.pop(told.pop("key"))
         try:
-            number = self._engine.swapon(area.fd, area.size_bytes, priority, area.frees, area.shared)
-        except Exception as error:
-            release_areas([area])
-            raise UserswapError(str(error)) from error
-        self._areas[number] = area
-        return {"number": number, "size_bytes": area.size_bytes}
-
-    def _finish_swapons(self) -> None:
-        for swapon in list(self._swapons):
-            import json
-
-            try:
-                if not swapon.area.ready():
-                    continue
-                answer: Answer = {"ok": True, **self._add(swapon.area, swapon.priority)}
-                self._swapons.remove(swapon)
-            except UserswapError as error:
-                answer = {"ok": False, "error": str(error)}
-                self._give_up(swapon)
+            if not done:
+                raise UserswapError(told["why"])
+            area = Area.described(told)
+            if swapon.client is None:
+                self._tell(f"emptied {area.fd}")
+                return
+            answer: Answer = {"ok": True, **self._add(area, swapon.priority)}
+        except UserswapError as error:
+            answer = {"ok": False, "error": str(error)}
+        if swapon.client is not None:
             swapon.client.waits = False
             swapon.client.outgoing += json.dumps(answer).encode() + b"\n"
 
-    def _give_up(self, swapon: _Swapon) -> None:
-        """Its process ends, and is not listened to any more."""
-        self._swapons.remove(swapon)
-        swapon.area.close()
-        if swapon.area.process is not None and swapon.area.process.connected:
-            self._poller.unregister(swapon.area.process)
-            swapon.area.process.disconnect()
+    def _add(self, area: Area, priority: int) -> Answer:
+        try:
+            number = self._engine.swapon(area.fd, area.size_bytes, priority, area.frees, area.memory)
+        except Exception as error:
+            self._tell(f"emptied {area.fd}")
+            raise UserswapError(str(error)) from error
+        self._areas[number] = area
+        return {"number": number, "size_bytes": area.size_bytes}
 
     def _swapoff(self, number: int) -> Answer:
         earlier = self._swapoffs.get(number)
@@ -352,7 +355,7 @@ class Control:
             raise UserswapError(f"{swapoff.area.name}: {_why(swapoff.error)}")
         return {
             "number": swapoff.number,
-            "over": swapoff.over,
+            "over": swapoff.over and swapoff.released,
             "bytes_moved": moved,
             "bytes_total": total,
             "page_table_entries_visited": visited,
@@ -362,7 +365,19 @@ class Control:
     def _close_emptied(self) -> None:
         for number, swapoff in self._swapoffs.items():
             if swapoff.over and swapoff.error is None and self._areas.get(number) is swapoff.area:
-                release_areas([self._areas.pop(number)])
+                self._tell(f"emptied {self._areas.pop(number).fd}")
+
+    def released(self, fd: int) -> None:
+        """The keeper has closed what was in the way of nobody any more."""
+        for swapoff in self._swapoffs.values():
+            swapoff.released = swapoff.released or swapoff.area.fd == fd
+
+
+def as_word(value: object) -> str:
+    """As JSON without a blank: one word of a message between keeper and engine process."""
+    import json
+
+    return json.dumps(value, separators=(",", ":")).replace(" ", "\\u0020")
 
 
 def _why(error: OSError) -> str:

@@ -6,9 +6,10 @@ import os
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
-from posix.unistd cimport getpid
 
+from userswap.arena cimport arena_begin, arena_reserve, buffers_begin
 from userswap.check cimport check_ended
+from userswap.desk cimport Desk
 from userswap.enter cimport enter_start, enter_stop
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
@@ -39,7 +40,7 @@ from userswap.mm cimport (
 )
 from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.pack cimport pack_init
-from userswap.processes cimport tree_add_own, tree_init, tree_remove_own
+from userswap.processes cimport Tree, tree_add_own, tree_init, tree_measure_own, tree_remove_own
 from userswap.readahead cimport WINDOW_MAX
 from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
@@ -61,7 +62,6 @@ from userswap.system cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
-    sys_open_proc,
     sys_reserve,
     sys_signal_eventfd,
 )
@@ -101,22 +101,23 @@ cdef class Engine:
     """The engine of one tree of processes: its swapper space, its areas, its threads.
 
     ram_limit_bytes: what the tree and the engine may have resident together.
-    areas: (fd, size in bytes, frees, shared) of each swap area in order of priority: as for swapon().
-    front_pid: the process in front of this one, whose memory counts as the engine's.
+    keeper_pid: the keeper; all below it that is not ours is the tree.
+    own_pids: the processes that are ours, this one included. Their memory counts.
+    desk: where the tracer is asked (Tracer.desk).
     may_spin: threads may look again and again for what they wait for, where a CPU is idle.
     entry_bits: the layout of entries, 64 or 32.
     Raises EngineError when the limit is too small or memory is short."""
 
     cdef EngineState *_state
-    cdef dict _kept            # key of a userfaultfd: address of its Mm, referenced
     cdef bint _watching
     cdef Progress[16] _progress     # MAX_AREAS
 
-    def __cinit__(self, ram_limit_bytes, areas, front_pid, may_spin, entry_bits=64):
+    def __cinit__(self, ram_limit_bytes, keeper_pid, own_pids, size_t desk, may_spin, entry_bits=64):
         cdef EngineState *engine
         cdef int64_t pages = _limit_pages(ram_limit_bytes)
-        self._kept = {}
-        self._state = engine = <EngineState *>sys_reserve(sizeof(EngineState))
+        if arena_begin(0) != 0 or buffers_begin(-1) != 0:
+            raise EngineError("no files in memory can be had for the engine")
+        self._state = engine = <EngineState *>arena_reserve(sizeof(EngineState))
         if engine == NULL:
             raise EngineError("no memory for the engine")
         limit_set(engine, pages)
@@ -129,7 +130,6 @@ cdef class Engine:
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
         pthread_mutex_init(&engine.deferred_lock, NULL)
-        pthread_mutex_init(&engine.ptrace_lock, NULL)
         apart = pages >> 13 >= BUFFERS_MAX or "USERSWAP_APART" in os.environ
         if space_init(&engine.space, entry_bits) != 0 or log_init(
                 &engine.log, &engine.space, _buffers(pages, engine.packing, apart)) != 0 or pack_init(
@@ -139,18 +139,16 @@ cdef class Engine:
         engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_EVER, 0))
         engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
         engine.hot_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
-        self._add_areas(areas)
-        self._open(front_pid)
+        engine.desk = <Desk *>desk
+        self._open(keeper_pid)
+        for pid in own_pids:
+            tree_add_own(&engine.tree, pid)
 
     def change_limit(self, ram_limit_bytes):
         """Another limit, at any time. Where it is lower what is too much is evicted, and faults wait meanwhile. Raises
         EngineError when it is too small."""
         limit_change(self._state, _limit_pages(ram_limit_bytes))
         tier_measure(self._state)
-
-    def _add_areas(self, areas):
-        for fd, size, frees, shared in areas:
-            self.swapon(fd, size, 0, frees, shared)
 
     def swapon(self, int fd, uint64_t size, int priority, bint frees, int shared=-1):
         """Adds a swap area, at any time; returns its number. Higher priorities are used first, equal ones in the order
@@ -188,11 +186,26 @@ cdef class Engine:
         pthread_mutex_unlock(&log.lock)
 
     def add_own(self, int pid):
-        """A process that was just started counts as the engine's own, and is not of the tree; nor is what it starts.
-        Call with hold_entering(), or before watch(), from before it was started. Raises OSError."""
-        result = tree_add_own(&self._state.tree, pid)
-        if result != 0:
-            raise OSError(-result, os.strerror(-result))
+        """A process counts as the engine's own, and is not of the tree; nor is what it starts. Nothing, if it is gone
+        already, or too many are: then it counts as one of the tree, which is never entered (Tracer.spare)."""
+        tree_add_own(&self._state.tree, pid)
+
+    def own_processes(self):
+        """The pids of those that are ours."""
+        cdef Tree *tree = &self._state.tree
+        pthread_mutex_lock(&tree.lock)
+        pids = [tree.own[at].pid for at in range(tree.own_count)]
+        pthread_mutex_unlock(&tree.lock)
+        return pids
+
+    def processes(self):
+        """The pids of the tree, as it was last looked at."""
+        cdef Tree *tree = &self._state.tree
+        cdef uint32_t at
+        pthread_mutex_lock(&tree.lock)
+        pids = [tree.all.items[at].pid for at in range(tree.all.count) if not tree.all.items[at].gone]
+        pthread_mutex_unlock(&tree.lock)
+        return pids
 
     def remove_own(self, int pid):
         """It has ended."""
@@ -219,7 +232,7 @@ cdef class Engine:
         pthread_mutex_unlock(&log.lock)
         return found
 
-    def _open(self, front_pid):
+    def _open(self, keeper_pid):
         cdef EngineState *engine = self._state
         cdef epoll_event event
         cdef int cpu
@@ -227,11 +240,9 @@ cdef class Engine:
         engine.attention = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         engine.stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         engine.room_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        engine.own_statm = sys_open_proc(getpid(), b"statm")
-        engine.front_statm = sys_open_proc(front_pid, b"statm")
         engine.zeros = <unsigned char *>sys_reserve(BLOCK_BYTES)
-        if (min(engine.attention, engine.stop_event, engine.room_event, engine.own_statm, engine.front_statm) < 0
-                or engine.zeros == NULL or tree_init(&engine.tree, getpid()) != 0):
+        if (min(engine.attention, engine.stop_event, engine.room_event) < 0 or engine.zeros == NULL
+                or tree_init(&engine.tree, keeper_pid) != 0):
             raise EngineError(f"the engine cannot start: {os.strerror(errno)}")
         for cpu in range(cpus):
             engine.epolls[cpu] = epoll_create1(EPOLL_CLOEXEC)
@@ -245,12 +256,11 @@ cdef class Engine:
             epoll_ctl(engine.epolls[cpu], EPOLL_CTL_ADD, engine.room_event, &event)
             engine.cpus += 1
 
-    def watch(self, root_pid):
-        """Starts the threads. From now on the tree is all that descends from this process; `root_pid` is the
-        program. Raises EngineError."""
+    def watch(self):
+        """Starts the threads. Raises EngineError."""
         cdef EngineState *engine = self._state
-        engine.program = root_pid
         self._watching = True
+        tree_measure_own(&engine.tree)
         if (workers_start(engine) != 0 or evict_start(engine) != 0 or monitor_start(engine) != 0
                 or enter_start(engine) != 0 or sampler_start(engine) != 0):
             raise EngineError("the engine's threads cannot be started")
@@ -271,39 +281,6 @@ cdef class Engine:
     def _raise_reason(self):
         if self._state.reason[0] != 0:
             raise EngineError((<bytes>self._state.reason).decode(errors="replace"))
-
-    def hold_entering(self):
-        """Until release_entering(), no process is entered: the caller may wait for children."""
-        with nogil:
-            pthread_mutex_lock(&self._state.ptrace_lock)
-
-    def release_entering(self):
-        pthread_mutex_unlock(&self._state.ptrace_lock)
-
-    def keep(self):
-        """New userfaultfds since the last call, as (key, fd): the front process is to hold a copy of each, so that
-        swapped memory does not turn into zeros if this process dies."""
-        cdef EngineState *engine = self._state
-        cdef uint32_t position = 0
-        cdef Mm *mm
-        new = []
-        while True:
-            mm = mm_next(engine, &position)
-            if mm == NULL:
-                return new
-            if mm.id in self._kept or mm.dead:
-                mm_put(engine, mm)
-            else:
-                self._kept[mm.id] = <size_t>mm
-                new.append((mm.id, mm.uffd))
-
-    def dropped(self):
-        """Keys of userfaultfds whose address space is gone: copies may be closed."""
-        cdef EngineState *engine = self._state
-        gone = [key for key, at in self._kept.items() if (<Mm *><size_t>at).dead]
-        for key in gone:
-            mm_put(engine, <Mm *><size_t>self._kept.pop(key))
-        return gone
 
     def tree_alive(self):
         """Whether any address space that was entered is still in use."""

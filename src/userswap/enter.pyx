@@ -9,9 +9,8 @@ A process that has mapped more than there is room for can go over the limit with
 into fresh memory, amid which no thread of it can be stopped. So it is entered as soon as that is seen, and its memory
 registered when the limit is near, which can be done from outside, amid a call too.
 
-It is done by a thread of its own, one process after the other, as the monitor asks: the victim may be amid a call that
-nobody can interrupt, and meanwhile others fork. While it traces, no other thread of this process may wait for children,
-or it would be told of our stops: Engine.ptrace_lock.
+A thread of its own sees to it, one process after the other, as the monitor asks: the victim may be amid a call that
+nobody can interrupt, and meanwhile others fork. What is done by ptrace it has done by the tracer (desk.pxd).
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -20,7 +19,8 @@ from posix.types cimport pid_t
 from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
-from userswap.inject cimport Helper, helper_end, helper_inject
+from userswap.desk cimport desk_ask
+from userswap.inject cimport Helper, helper_end
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
@@ -72,6 +72,15 @@ cdef uint64_t FEATURES = (
 )
 
 
+cdef int _make_helper(Engine *engine, pid_t pid, int uffd, Helper *helper) noexcept nogil:
+    """As helper_inject."""
+    engine.desk.target = pid
+    engine.desk.uffd = uffd
+    engine.desk.features = FEATURES
+    engine.desk.staging_length = STAGING_BYTES
+    return desk_ask(engine.desk, &engine.stopping, helper)
+
+
 cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil:
     """The helper works for this mm from now on. Returns 0 or -errno, the helper ended."""
     cdef int maps = sys_open_proc(helper.pid, b"maps")
@@ -96,7 +105,7 @@ cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     Returns 0, -EINVAL if it is not, or another -errno."""
     cdef Helper helper
     cdef int _turn
-    cdef int result = helper_inject(pid, mm.uffd, FEATURES, STAGING_BYTES, &helper)
+    cdef int result = _make_helper(engine, pid, mm.uffd, &helper)
     if result != 0:
         return result
     close(helper.uffd)      # the mm has one
@@ -123,7 +132,7 @@ cdef void _take_care(Engine *engine, Mm *mm) noexcept nogil:
 cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
     cdef Helper helper
     cdef Mm *mm
-    cdef int result = helper_inject(pid, -1, FEATURES, STAGING_BYTES, &helper)
+    cdef int result = _make_helper(engine, pid, -1, &helper)
     if result != 0:
         return result
     mm = mm_make(engine, helper.uffd, pid)
@@ -227,20 +236,19 @@ cdef void *_enter_main(void *argument) noexcept nogil:
     cdef uint32_t seen
     sys_name_thread(b"enter")
     sys_prefer(0, PRIORITY_MONITOR)
-    while not engine.stopping:
+    while True:
         seen = load_u32(&entry.asked)
+        if engine.stopping:
+            break
         _prepare(engine)
         if entry.pid == 0 or entry.done:
             sys_futex_wait(&entry.asked, seen, FOR_EVER_US)
             continue
-        pthread_mutex_lock(&engine.ptrace_lock)
         engine.entering = True
         sys_signal_eventfd(engine.room_event)       # who may overdraw now
-        # One of ours may have been taken for one of the tree while it was being made, which ptrace_lock covers.
         entry.result = -ESRCH if tree_is_own(&engine.tree, entry.pid) else _enter(
             engine, entry.pid, entry.parent, &entry.mm_id)
         engine.entering = False
-        pthread_mutex_unlock(&engine.ptrace_lock)
         entry.done = True
     return NULL
 

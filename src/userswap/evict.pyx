@@ -318,8 +318,10 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
     evictor.engine = engine
     evictor.pages = <uint8_t *>sys_reserve(<uint64_t>BATCH_PAGES * PAGE_BYTES)
     sys_name_thread(b"evict")
-    while not engine.stopping:
+    while True:
         seen = load_u32(&engine.evict_wanted)
+        if engine.stopping:
+            break
         if not _wanted(engine):
             sys_futex_wait(&engine.evict_wanted, seen, FOR_EVER_US)
             continue

@@ -37,6 +37,7 @@ from userswap.slots cimport slots_keep_copies
 from userswap.space cimport space_fill_value, space_get, space_word
 from userswap.system cimport (
     EAGAIN,
+    ECANCELED,
     EEXIST,
     SYS_READS_MAX,
     ENOENT,
@@ -557,7 +558,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
         _tell_tier(engine, &fill, sys_now_us() - begun)
     if result == DAMAGED:
         engine_stop(engine, b"swapped memory came back damaged: block", fill.segment[0].block)
-    elif result != 0:
+    elif result != 0 and result != -ECANCELED:      # the run is ending
         engine_stop(engine, b"swapped memory could not be read back: error", result)
     pthread_mutex_lock(&mm.lock)
     if result == 0:

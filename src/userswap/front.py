@@ -2,8 +2,7 @@
 """The front process: what the shell started, and takes for the program.
 
 It has the program's process group, stops when the program stops, ends with the program's exit status and
-hands on the signals sent to it alone. It also is the life insurance of the tree: it holds every
-userfaultfd, so that no page reads as zeros when the engine dies, and then it ends the whole tree.
+hands on the signals sent to it alone. When the keeper, its only child, dies, it ends the whole tree.
 
 Signals. Those of the terminal (SI_KERNEL) reach the whole process group, so the program has them
 already. Those sent by kill(2) may have been sent to the group too; that cannot be told, so they are handed on
@@ -19,7 +18,6 @@ from contextlib import suppress
 from userswap import libc, tree
 from userswap.channel import Channel
 from userswap.errors import EXIT_OWN_ERROR
-from userswap.guard import keep_or_release, leave_guard
 from userswap.launch import FORWARDED
 
 _SI_KERNEL = 0x80
@@ -27,20 +25,19 @@ _OF_THE_TERMINAL = frozenset(
     {signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP}
     | {signal.SIGCONT, signal.SIGWINCH}
 )
-_GRACE_MS = 100  # for the engine process to say that the program was continued, or stopped once more
+_GRACE_MS = 100  # for the keeper to say that the program was continued, or stopped once more
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 
 
 class Front:
     """Serves until the program has ended. All signals of FORWARDED and SIGCHLD are blocked."""
 
-    def __init__(self, engine_pid: int, channel: Channel) -> None:
-        self._engine_pid = engine_pid
+    def __init__(self, keeper_pid: int, channel: Channel) -> None:
+        self._keeper_pid = keeper_pid
         self._channel = channel
         self._program_pid = 0
         self._program: int | None = None  # pidfd
         self._early: list[int] = []  # signals that came before the program was there
-        self._held: dict[str, int] = {}
         self._exit: int | None = None
         self._stop_due = 0  # the signal by which the program stopped, while we have not
         self._stopped_by = 0  # the last one by which we did
@@ -75,11 +72,11 @@ class Front:
         if code == _SI_KERNEL:
             session_leader = os.getsid(0) == os.getpid()
             return number not in _OF_THE_TERMINAL or (number == signal.SIGHUP and session_leader)
-        if sender == self._engine_pid and number == signal.SIGCONT:
+        if sender == self._keeper_pid and number == signal.SIGCONT:
             # The program was continued. If it has stopped since, this came too late, and undid our own stop.
             self._stop_due = self._stopped_by
             return False
-        if sender and tree.is_below(sender, self._engine_pid):
+        if sender and tree.is_below(sender, self._keeper_pid):
             return False
         if number == signal.SIGCONT:
             self._continue_due = True
@@ -100,7 +97,7 @@ class Front:
                 return
             words, fds = message
             if not words:
-                self._exit = self._engine_died()
+                self._exit = self._keeper_died()
             elif words[0] == "program":
                 self._program_pid, self._program = int(words[1]), fds[0]
                 for number in self._early:
@@ -114,11 +111,7 @@ class Front:
             elif words[0] == "exit":
                 self._exit = int(words[1])
                 if words[2] == "over":  # nothing of the run is left behind us
-                    os.waitpid(self._engine_pid, 0)
-                else:
-                    leave_guard(self._engine_pid, self._channel, self._held)
-            else:
-                keep_or_release(self._held, words, fds)
+                    os.waitpid(self._keeper_pid, 0)
 
     def _stop_if_due(self) -> None:
         """As the program did. Returns when we are continued."""
@@ -135,7 +128,7 @@ class Front:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     def _continue_program(self) -> None:
-        """`fg` continues the whole group, and the engine process says so; `kill -CONT` continued us alone."""
+        """`fg` continues the whole group, and the keeper says so; `kill -CONT` continued us alone."""
         self._continue_due = False
         if self._program_is_stopped():
             self._hand_on(signal.SIGCONT)
@@ -144,13 +137,13 @@ class Front:
         program = tree.look_at(self._program_pid)
         return program is not None and program.state == "T"
 
-    def _engine_died(self) -> int:
+    def _keeper_died(self) -> int:
         try:
-            how = describe(os.waitpid(self._engine_pid, 0)[1])
+            how = describe(os.waitpid(self._keeper_pid, 0)[1])
         except ChildProcessError:
             how = "unknown"
         tree.kill_descendants()
-        complain(f"the engine died ({how}): the program was stopped, since its swapped memory is gone")
+        complain(f"its keeper died ({how}): the program was stopped, since nobody sees to its memory")
         return EXIT_OWN_ERROR
 
 

@@ -12,7 +12,7 @@ from posix.types cimport pid_t
 
 from userswap.inject cimport (
     Helper, USERSWAP_HELPER_MAILBOX, USERSWAP_HELPER_UFFD, USERSWAP_MAILBOX_MAGIC, USERSWAP_MAILBOX_SIZE,
-    userswap_mailbox,
+    helper_take, userswap_mailbox,
 )
 from userswap.system cimport PRIORITY_FAULT, PRIORITY_TRACEE, sys_open_proc, sys_prefer, sys_read_small
 from userswap.tracee cimport (
@@ -45,8 +45,6 @@ cdef extern from *:
     const int PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_FIXED
     const int MAP_NORESERVE, MADV_DONTFORK, MADV_NOHUGEPAGE, CLOSE_RANGE_UNSHARE, PR_SET_NAME
     const int O_CLOEXEC, O_NONBLOCK, O_RDWR, MFD_CLOEXEC
-    void *mmap(void *start, size_t length, int protection, int flags, int fd, long offset) nogil
-    void *MAP_FAILED
     int open(const char *path, int flags) nogil
     int close(int fd) nogil
     int ioctl(int fd, unsigned long request, ...) nogil
@@ -183,7 +181,7 @@ cdef int name_child(Tracee *child, uint64_t scratch) noexcept nogil:
     return rc
 
 
-cdef int make_mailbox(Tracee *child, Region *region, int pidfd, userswap_mailbox **mailbox) noexcept nogil:
+cdef int make_mailbox(Tracee *child, Region *region, Helper *helper) noexcept nogil:
     """A memory file at its fixed number, mapped on both sides. The scratch page holds its name."""
     cdef int fd = <int>remote_call(child, SYS_memfd_create, region.stack, MFD_CLOEXEC)
     cdef int rc
@@ -196,15 +194,8 @@ cdef int make_mailbox(Tracee *child, Region *region, int pidfd, userswap_mailbox
     if map_part(child, region.mailbox, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
                 fd) < 0:
         return -ENOMEM
-    fd = <int>take_fd(pidfd, fd)
-    if fd < 0:
-        return fd
-    cdef void *mapped = mmap(NULL, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-    close(fd)
-    if mapped == MAP_FAILED:
-        return -ENOMEM
-    mailbox[0] = <userswap_mailbox *>mapped
-    return 0
+    helper.mailbox_fd = <int>take_fd(helper.pidfd, fd)
+    return helper.mailbox_fd if helper.mailbox_fd < 0 else helper_take(helper)
 
 
 cdef int take_fd(int pidfd, int number) noexcept nogil:
@@ -397,7 +388,7 @@ cdef int equip(Tracee *child, Helper *helper, Region *region, int uffd, uint64_t
     if rc == 0:
         rc = name_child(child, region.stack)
     if rc == 0:
-        rc = make_mailbox(child, region, helper.pidfd, &helper.mailbox)
+        rc = make_mailbox(child, region, helper)
     if rc == 0:
         rc = shield_region(child, region)
     if rc == 0:

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine's way into another process: making the resident helper, asking it, ending it."""
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.types cimport pid_t
+
+cdef extern from "<sys/mman.h>" nogil:
+    const int PROT_READ, PROT_WRITE, MAP_SHARED
+    void *mmap(void *start, size_t length, int protection, int flags, int fd, long offset)
+    void *MAP_FAILED
+    int munmap(void *start, size_t length)
 
 cdef extern from "helper.h" nogil:
     enum:
@@ -46,7 +53,8 @@ cdef struct Helper:
     pid_t target
     int target_pidfd
     int cpu                     # the CPU that the helper is pinned to, -1: none yet
-    userswap_mailbox *mailbox
+    int mailbox_fd
+    userswap_mailbox *mailbox   # as this process has it mapped
     uint64_t own_start[4]       # ours in the target: never to be registered or evicted; unused ones are 0
     uint64_t own_end[4]
     uint64_t staging
@@ -65,6 +73,17 @@ cdef struct Helper:
 # of our stops. Watch programs by pidfd, and reap them once they are dead.
 cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length,
                        Helper *out) noexcept nogil
+
+# What one process of ours has made another one of ours uses, which has the same table of files: the first unmaps the
+# mailbox, the second maps it. 0 or -ENOMEM.
+cdef inline void helper_hand_over(Helper *helper) noexcept nogil:
+    munmap(helper.mailbox, USERSWAP_MAILBOX_SIZE)
+    helper.mailbox = NULL
+
+cdef inline int helper_take(Helper *helper) noexcept nogil:
+    cdef void *mapped = mmap(NULL, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, helper.mailbox_fd, 0)
+    helper.mailbox = <userswap_mailbox *>mapped if mapped != MAP_FAILED else NULL
+    return 0 if helper.mailbox != NULL else -ENOMEM
 
 # Carry out the request in the mailbox. One caller at a time. 0 when the helper has answered (see the items
 # for how it went), -ESRCH when it is dead, -ETIMEDOUT when it did not answer (it may still be at work: the

@@ -454,7 +454,7 @@ cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t 
     job.features = uffd_features
     job.staging_length = staging_length
     job.helper.target = target
-    job.helper.pidfd = job.helper.uffd = job.helper.target_pidfd = job.helper.cpu = -1
+    job.helper.pidfd = job.helper.uffd = job.helper.target_pidfd = job.helper.mailbox_fd = job.helper.cpu = -1
     rc = check_target(&job)
     if rc == 0:
         rc = run_tracer(&job)
@@ -555,6 +555,7 @@ cdef void let_go(Helper *helper) noexcept nogil:
     if helper.mailbox != NULL:
         munmap(helper.mailbox, USERSWAP_MAILBOX_SIZE)
     helper.mailbox = NULL
+    close_if_open(&helper.mailbox_fd)
     close_if_open(&helper.pidfd)
     close_if_open(&helper.target_pidfd)
 

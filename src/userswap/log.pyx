@@ -20,6 +20,7 @@ Block.born and the clock tell how long a copy lived that is given up, to within 
 
 from libc.string cimport memset
 
+from userswap.arena cimport arena_release, arena_reserve, buffer_make, buffer_unmake
 from userswap.blocks cimport (
     block_free_if_unused,
     block_id_return,
@@ -83,12 +84,12 @@ cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
         log.lists[at].first = log.lists[at].last = NO_BLOCK
     log.free_ids = NO_BLOCK
     log.plain_most = buffers
-    log.blocks = <Block *>sys_reserve(MAX_BLOCKS * sizeof(Block))
+    log.blocks = <Block *>arena_reserve(MAX_BLOCKS * sizeof(Block))
     log.buffers = <uint8_t **>sys_reserve(BUFFERS_EVER * sizeof(uint8_t *))
     if log.blocks == NULL or log.buffers == NULL:
         return -ENOMEM
     for _buffer in range(buffers):
-        buffer = <uint8_t *>sys_reserve(BLOCK_BYTES)
+        buffer = buffer_make()
         if buffer == NULL:
             return -ENOMEM
         buffer_put(log, buffer)
@@ -108,13 +109,13 @@ cdef void log_deinit(Log *log) noexcept nogil:
     cdef int area
     for at in range(log.block_end):
         if log.blocks[at].data != NULL:
-            sys_release(log.blocks[at].data, BLOCK_BYTES)
+            buffer_unmake(log.blocks[at].data)
         block_lists_free(&log.blocks[at])
     for at in range(log.buffers_free):
-        sys_release(log.buffers[at], BLOCK_BYTES)
+        buffer_unmake(log.buffers[at])
     for area in range(log.area_count):
         store_deinit(&log.areas[area])
-    sys_release(log.blocks, MAX_BLOCKS * sizeof(Block))
+    arena_release(log.blocks, MAX_BLOCKS * sizeof(Block))
     sys_release(log.buffers, BUFFERS_EVER * sizeof(uint8_t *))
     pthread_mutex_destroy(&log.lock)
 
@@ -317,7 +318,7 @@ cdef bint log_tier_grow(Log *log) noexcept nogil:
     cdef uint8_t *buffer
     if log.buffers_made == BUFFERS_EVER:
         return False
-    buffer = <uint8_t *>sys_reserve(BLOCK_BYTES)
+    buffer = buffer_make()
     if buffer == NULL:
         return False
     sys_populate(buffer, BLOCK_BYTES)
@@ -351,7 +352,7 @@ cdef bint log_buffer_drop(Log *log, uint32_t base) noexcept nogil:
         log.buffers_made -= buffer != NULL
     pthread_mutex_unlock(&log.lock)
     if buffer != NULL:
-        sys_release(buffer, BLOCK_BYTES)
+        buffer_unmake(buffer)
     return buffer != NULL
 
 

@@ -145,8 +145,8 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     if smaps == NULL:
         engine_stop(engine, b"what a fork copies cannot be read of process", mm.pid)
         return
-    mm.unforked.count = 0
-    mm.wiped.count = 0
+    ranges_free(&mm.unforked)
+    ranges_free(&mm.wiped)
     while fgets(line, sizeof(line), smaps) != NULL and result == 0:
         if strncmp(line, b"VmFlags:", 8) == 0:
             if strstr(line, b" dc") != NULL:

@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
 from userswap.codec cimport Unpacker
+from userswap.desk cimport Desk
 from userswap.inject cimport Helper
 from userswap.log cimport Log
 from userswap.pack cimport Pack
@@ -226,6 +227,7 @@ cdef struct Engine:
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
     bint evictor_over       # the writer may end
+    bint cancelled          # an eviction ended early, as the run ends: its entries stay CACHED
     bint entering           # a process is being entered
     bint prepared           # the log has its memory
     Entry entry
@@ -234,16 +236,13 @@ cdef struct Engine:
     bint packing            # full blocks are packed small
     bint checking           # run the invariant checks (tests)
     int attention           # eventfd: control() is wanted
-    pthread_mutex_t ptrace_lock     # held while a process is entered, and while children are waited for
     # Guards the reason and left_alone.
     pthread_mutex_t reason_lock
     LeftAlone left_alone[64]
     uint32_t left_alone_count
     char reason[256]        # why the program must be stopped, or ""
-    int64_t own_pages       # of the engine and the front process, when last looked at
-    int own_statm           # /proc/PID/statm of the engine and of the front process
-    int front_statm
-    pid_t program
+    int64_t own_pages       # of all processes of ours, when last looked at
+    Desk *desk              # where the tracer is asked
 
 cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil
 cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil

@@ -6,9 +6,9 @@ its id or by mm_next owns a reference.
 """
 
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free
 from posix.unistd cimport close
 
+from userswap.arena cimport arena_give, arena_take
 from userswap.inject cimport helper_dismiss
 from userswap.log cimport log_freed
 from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_free, table_make, table_set, table_visit
@@ -37,7 +37,7 @@ from userswap.types cimport is_busy, is_present, offset_of
 
 cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil:
     """A new mm with one reference, not yet in the table; NULL without memory. It owns `uffd`."""
-    cdef Mm *mm = <Mm *>calloc(1, sizeof(Mm))
+    cdef Mm *mm = <Mm *>arena_take(sizeof(Mm))
     if mm == NULL:
         return NULL
     pthread_mutex_init(&mm.lock, NULL)
@@ -53,7 +53,7 @@ cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil:
     mm.refs = 1
     mm.rescan = True
     if mm.table == NULL:
-        free(mm)
+        arena_give(mm, sizeof(Mm))
         return NULL
     return mm
 
@@ -125,7 +125,7 @@ cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
     ranges_free(&mm.taken)
     pthread_mutex_destroy(&mm.lock)
     pthread_mutex_destroy(&mm.helper_lock)
-    free(mm)
+    arena_give(mm, sizeof(Mm))
 
 
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:

@@ -44,6 +44,7 @@ from userswap.processes cimport (
     tree_begin_look,
     tree_end_look,
     tree_is_due,
+    tree_measure_own,
     tree_measure_shared,
 )
 
@@ -150,6 +151,7 @@ cdef void _look(Engine *engine) noexcept nogil:
         log_changed(&engine.log)        # for the packer, which splits the memory anew
     if near:
         _look_for_ksm(engine)
+        tree_measure_own(&engine.tree)
     enter_next(engine, near)
     for at in range(engine.tree.look.count):
         _look_at_process(engine, engine.tree.look.items[at], near)
@@ -165,8 +167,10 @@ cdef void *_monitor_main(void *argument) noexcept nogil:
     cdef uint32_t seen
     sys_name_thread(b"monitor")
     sys_prefer(0, PRIORITY_MONITOR)
-    while not engine.stopping:
+    while True:
         seen = load_u32(&engine.samples)
+        if engine.stopping:
+            break
         _look(engine)
         sys_poll_in(engine.stop_event, PAUSE_US)
         sys_futex_wait(&engine.samples, seen, FOR_EVER_US)

@@ -5,11 +5,14 @@ something is known of a page.
 The caller holds the lock of the address space (Mm.lock).
 """
 
-from libc.stdlib cimport calloc, free
+from userswap.arena cimport arena_give, arena_take
+
+cdef enum:
+    LEAF_BYTES = (TABLE_LEAF_PAGES + 1) * 4
 
 
 cdef PageTable *table_make() noexcept nogil:
-    return <PageTable *>calloc(1, sizeof(PageTable))
+    return <PageTable *>arena_take(sizeof(PageTable))
 
 
 cdef void table_free(PageTable *table) noexcept nogil:
@@ -25,10 +28,11 @@ cdef void table_free(PageTable *table) noexcept nogil:
             if node == NULL:
                 continue
             for lower in range(TABLE_FANOUT):
-                free(node.children[lower])
-            free(node)
-        free(table.tops[top])
-    free(table)
+                if node.children[lower] != NULL:
+                    arena_give(node.children[lower], LEAF_BYTES)
+            arena_give(node, sizeof(TableNode))
+        arena_give(table.tops[top], sizeof(TableNode))
+    arena_give(table, sizeof(PageTable))
 
 
 cdef TableNode *_node(PageTable *table, uint64_t leaf) noexcept nogil:
@@ -53,7 +57,7 @@ cdef uint32_t table_get(PageTable *table, uint64_t page) noexcept nogil:
 cdef void *_made(void **slot, size_t size) noexcept nogil:
     """What the slot holds, made (all zero) if it holds nothing; NULL without memory."""
     if slot[0] == NULL:
-        slot[0] = calloc(1, size)
+        slot[0] = arena_take(size)
     return slot[0]
 
 
@@ -69,7 +73,7 @@ cdef uint32_t *table_leaf(PageTable *table, uint64_t page) noexcept nogil:
         node = <TableNode *>_made(&node.children[(number >> 9) % TABLE_FANOUT], sizeof(TableNode))
     if node == NULL:
         return NULL
-    leaf = <uint32_t *>_made(&node.children[number % TABLE_FANOUT], (TABLE_LEAF_PAGES + 1) * sizeof(uint32_t))
+    leaf = <uint32_t *>_made(&node.children[number % TABLE_FANOUT], LEAF_BYTES)
     table.leaf_count += leaf != NULL
     return leaf
 

@@ -9,7 +9,7 @@ from userswap.system cimport pthread_mutex_t
 cdef enum:
     NAME_BYTES = 16
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
-    OWN_MAX = 16                # as many as there can be areas
+    OWN_MAX = 32                # more than there can be areas
 
 cdef struct Process:
     pid_t pid
@@ -37,9 +37,10 @@ cdef struct Process:
     uint64_t found_at       # us
     char name[16]
 
-cdef struct OwnProcess:     # one of ours below the engine that is no helper: not of the tree, whatever it starts
+cdef struct OwnProcess:     # one of ours that is no helper: not of the tree, whatever it starts
     pid_t pid
     int statm
+    int64_t sharing         # pages that are counted for another of ours as well (copy-on-write after a fork)
 
 cdef struct ProcessList:
     Process **items
@@ -50,10 +51,11 @@ cdef struct Tree:
     # Guards the list of all, and what is counted of each.
     pthread_mutex_t lock
     ProcessList all         # the sampler's, which finds processes and frees those that are forgotten
-    OwnProcess own[16]      # OWN_MAX
+    OwnProcess own[32]      # OWN_MAX
     int own_count
+    uint64_t own_next       # when what ours share is to be measured again, us
     ProcessList look        # the monitor's: those of its present look
-    pid_t root              # the engine: all below it is the tree, orphans come to it
+    pid_t root              # the keeper: all below it is the tree, orphans come to it
     int loadavg             # /proc/loadavg: tells when a process was made
     char last_pid[64]
     uint64_t ticks          # looks so far, from 1
@@ -69,6 +71,7 @@ cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
 cdef int tree_add_own(Tree *tree, pid_t pid) noexcept nogil
 cdef void tree_remove_own(Tree *tree, pid_t pid) noexcept nogil
 cdef bint tree_is_own(Tree *tree, pid_t pid) noexcept nogil
+cdef void tree_measure_own(Tree *tree) noexcept nogil
 cdef int64_t tree_own_pages(Tree *tree) noexcept nogil
 cdef void tree_find(Tree *tree) noexcept nogil
 cdef void tree_begin_look(Tree *tree) noexcept nogil

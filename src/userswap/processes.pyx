@@ -35,6 +35,7 @@ cdef enum:
     CHILDREN_BYTES = 1 << 16
     SHARED_EVERY_US = 50000
     SHARED_LEAST_US = 2000
+    OWN_EVERY_US = 1000000
     SHARED_WORTH = 256      # pages: smaller processes are not looked at each time
     SMALL_WORTH = 16        # pages: still smaller ones never
     SMALL_SUM = 4096        # pages that all small ones count for: it is not worth it for less
@@ -79,6 +80,7 @@ cdef int tree_add_own(Tree *tree, pid_t pid) noexcept nogil:
         return -ENOSPC
     tree.own[tree.own_count].pid = pid
     tree.own[tree.own_count].statm = statm
+    tree.own[tree.own_count].sharing = 0
     tree.own_count += 1
     for at in range(tree.all.count):
         if tree.all.items[at].pid == pid:
@@ -124,9 +126,28 @@ cdef int64_t tree_own_pages(Tree *tree) noexcept nogil:
     cdef int at
     pthread_mutex_lock(&tree.lock)
     for at in range(tree.own_count):
-        pages += max(anonymous_pages(tree.own[at].statm, &mapped, NULL), <int64_t>0)
+        pages += max(anonymous_pages(tree.own[at].statm, &mapped, NULL) - tree.own[at].sharing, <int64_t>0)
     pthread_mutex_unlock(&tree.lock)
     return pages
+
+
+cdef void tree_measure_own(Tree *tree) noexcept nogil:
+    """What ours share, as they are forks of each other: now and then, as it becomes less. One thread's at a time."""
+    cdef int64_t anonymous, sharing
+    cdef pid_t pid
+    cdef int at = 0
+    cdef uint64_t now = sys_now_us()
+    if now < tree.own_next:
+        return
+    tree.own_next = now + OWN_EVERY_US
+    while at < tree.own_count:
+        pid = tree.own[at].pid
+        _read_shares(pid, &anonymous, &sharing)
+        pthread_mutex_lock(&tree.lock)
+        if at < tree.own_count and tree.own[at].pid == pid:
+            tree.own[at].sharing = sharing
+        pthread_mutex_unlock(&tree.lock)
+        at += 1
 
 
 # ---- finding: the sampler's
@@ -372,19 +393,20 @@ cdef int64_t _pages_after(const char *text, const char *name) noexcept nogil:
     return strtol(at + strlen(name), NULL, 10) // 4 if at != NULL else 0
 
 
-cdef void _measure(Process *process) noexcept nogil:
-    """What it has and, of that, what is more than its proportional part. Nothing, if it has ended meanwhile."""
+cdef void _read_shares(pid_t pid, int64_t *anonymous, int64_t *sharing) noexcept nogil:
+    """What a process has and, of that, what is more than its proportional part. Nothing, if it has ended meanwhile."""
     cdef char text[4096]
-    cdef int64_t anonymous, proportional
-    cdef int fd = sys_open_proc(process.pid, b"smaps_rollup")
+    cdef int fd = sys_open_proc(pid, b"smaps_rollup")
     text[0] = 0
     if fd >= 0:
         sys_read_small(fd, text, sizeof(text))
         close(fd)
-    anonymous = _pages_after(text, b"\nAnonymous:")
-    proportional = _pages_after(text, b"\nPss_Anon:")
-    process.measured = anonymous
-    process.sharing = max(anonymous - proportional, <int64_t>0)
+    anonymous[0] = _pages_after(text, b"\nAnonymous:")
+    sharing[0] = max(anonymous[0] - _pages_after(text, b"\nPss_Anon:"), <int64_t>0)
+
+
+cdef void _measure(Process *process) noexcept nogil:
+    _read_shares(process.pid, &process.measured, &process.sharing)
 
 
 cdef bint _is_worth(Process *process) noexcept nogil:

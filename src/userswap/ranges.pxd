@@ -7,10 +7,14 @@ cdef struct Range:          # pages [start, end)
     uint64_t start
     uint64_t end
 
+cdef struct RangeBlock:     # never changed: a change makes another one
+    uint64_t count
+    uint64_t bytes          # of the block, with the ranges that follow
+
 cdef struct Ranges:         # all zero: the empty set
-    Range *items
+    RangeBlock *block       # the whole truth, in one word
+    Range *items            # ... those of the block
     uint32_t count
-    uint32_t room
 
 cdef void ranges_free(Ranges *ranges) noexcept nogil
 cdef uint64_t ranges_end(Ranges *ranges, uint64_t page) noexcept nogil

@@ -1,13 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sets of pages, as sorted ranges that neither overlap nor touch. The caller holds the lock of what they are of."""
+"""Sets of pages, as sorted ranges that neither overlap nor touch. The caller holds the lock of what they are of.
 
-from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove, memset
+A change makes the array anew, and one store puts it in place of the old one: whoever finds the set after its engine
+died finds it as it was before or after. Sets are small, and changed when mappings are."""
+
+from libc.string cimport memcpy, memset
+
+from userswap.arena cimport arena_give, arena_take
+from userswap.system cimport store_pointer
+
+
+cdef RangeBlock *_make(uint64_t count) noexcept nogil:
+    """For so many ranges; NULL without memory."""
+    cdef uint64_t bytes = sizeof(RangeBlock) + count * sizeof(Range)
+    cdef RangeBlock *block = <RangeBlock *>arena_take(bytes)
+    if block != NULL:
+        block.count = count
+        block.bytes = bytes
+    return block
+
+
+cdef void _put(Ranges *ranges, RangeBlock *block) noexcept nogil:
+    """The block, or NULL for the empty set, in place of what was there."""
+    cdef RangeBlock *old = ranges.block
+    store_pointer(<void **>&ranges.block, block)
+    ranges.items = <Range *>(block + 1) if block != NULL else NULL
+    ranges.count = <uint32_t>block.count if block != NULL else 0
+    if old != NULL:
+        arena_give(old, old.bytes)
 
 
 cdef void ranges_free(Ranges *ranges) noexcept nogil:
-    free(ranges.items)
-    memset(ranges, 0, sizeof(Ranges))
+    _put(ranges, NULL)
 
 
 cdef uint32_t _find(Ranges *ranges, uint64_t page) noexcept nogil:
@@ -32,18 +56,20 @@ cdef uint64_t ranges_end(Ranges *ranges, uint64_t page) noexcept nogil:
     return page + 1
 
 
-cdef int _splice(Ranges *ranges, uint32_t at, uint32_t remove, uint32_t insert) noexcept nogil:
-    """Makes room for `insert` ranges in place of `remove` at `at`. Returns 0 or -ENOMEM."""
-    cdef uint32_t count = ranges.count - remove + insert
-    cdef Range *grown
-    if count > ranges.room:
-        grown = <Range *>realloc(ranges.items, 2 * count * sizeof(Range))
-        if grown == NULL:
+cdef int _splice(Ranges *ranges, uint32_t first, uint32_t last, const Range *parts, uint32_t count) noexcept nogil:
+    """Puts `count` ranges in place of those from `first` up to `last`. Returns 0 or -ENOMEM."""
+    cdef uint64_t whole = ranges.count - (last - first) + count
+    cdef RangeBlock *block = NULL
+    cdef Range *items
+    if whole > 0:
+        block = _make(whole)
+        if block == NULL:
             return -12
-        ranges.items = grown
-        ranges.room = 2 * count
-    memmove(&ranges.items[at + insert], &ranges.items[at + remove], (ranges.count - at - remove) * sizeof(Range))
-    ranges.count = count
+        items = <Range *>(block + 1)
+        memcpy(items, ranges.items, first * sizeof(Range))
+        memcpy(items + first, parts, count * sizeof(Range))
+        memcpy(items + first + count, ranges.items + last, (ranges.count - last) * sizeof(Range))
+    _put(ranges, block)
     return 0
 
 
@@ -51,39 +77,37 @@ cdef int ranges_add(Ranges *ranges, uint64_t start, uint64_t end) noexcept nogil
     """Returns 0 or -ENOMEM."""
     cdef uint32_t first = _find(ranges, start - 1 if start > 0 else 0)
     cdef uint32_t last = first
+    cdef Range whole
+    whole.start = start
+    whole.end = end
     while last < ranges.count and ranges.items[last].start <= end:
-        start = min(start, ranges.items[last].start)
-        end = max(end, ranges.items[last].end)
+        whole.start = min(whole.start, ranges.items[last].start)
+        whole.end = max(whole.end, ranges.items[last].end)
         last += 1
-    if _splice(ranges, first, last - first, 1) != 0:
-        return -12
-    ranges.items[first].start = start
-    ranges.items[first].end = end
-    return 0
+    if last == first + 1 and whole.start == ranges.items[first].start and whole.end == ranges.items[first].end:
+        return 0
+    return _splice(ranges, first, last, &whole, 1)
 
 
 cdef int ranges_remove(Ranges *ranges, uint64_t start, uint64_t end) noexcept nogil:
     """Returns 0 or -ENOMEM."""
-    cdef uint32_t at = _find(ranges, start)
-    cdef uint64_t tail
-    while at < ranges.count and ranges.items[at].start < end:
-        tail = ranges.items[at].end
-        if ranges.items[at].start < start and tail > end:
-            if _splice(ranges, at + 1, 0, 1) != 0:
-                return -12
-            ranges.items[at].end = start
-            ranges.items[at + 1].start = end
-            ranges.items[at + 1].end = tail
-            return 0
-        if ranges.items[at].start < start:
-            ranges.items[at].end = start
-            at += 1
-        elif tail > end:
-            ranges.items[at].start = end
-            return 0
-        else:
-            _splice(ranges, at, 1, 0)
-    return 0
+    cdef uint32_t first = _find(ranges, start)
+    cdef uint32_t last = first
+    cdef Range[2] left
+    cdef uint32_t count = 0
+    while last < ranges.count and ranges.items[last].start < end:
+        last += 1
+    if last == first:
+        return 0
+    if ranges.items[first].start < start:
+        left[count].start = ranges.items[first].start
+        left[count].end = start
+        count += 1
+    if ranges.items[last - 1].end > end:
+        left[count].start = end
+        left[count].end = ranges.items[last - 1].end
+        count += 1
+    return _splice(ranges, first, last, left, count)
 
 
 cdef bint ranges_hit(Ranges *ranges, uint64_t start, uint64_t end) noexcept nogil:
@@ -94,9 +118,7 @@ cdef bint ranges_hit(Ranges *ranges, uint64_t start, uint64_t end) noexcept nogi
 
 cdef int ranges_copy(Ranges *to, Ranges *source) noexcept nogil:
     """`to` is empty. Returns 0 or -ENOMEM."""
+    memset(to, 0, sizeof(Ranges))
     if source.count == 0:
         return 0
-    if _splice(to, 0, 0, source.count) != 0:
-        return -12
-    memcpy(to.items, source.items, source.count * sizeof(Range))
-    return 0
+    return _splice(to, 0, 0, source.items, source.count)

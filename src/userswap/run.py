@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`userswap run`: refuse what cannot be done, open the swap areas, split into front and engine process."""
+"""`userswap run`: refuse what cannot be done, open the swap areas, split into front process and keeper."""
 
 import os
 
-from userswap import areas, doctor, front, launch, libc, statistics, supervisor
-from userswap.channel import channel_pair
+from userswap import areas, doctor, front, keeper, launch, libc, statistics
+from userswap.channel import Channel, channel_pair
+from userswap.engine_process import Options
 from userswap.errors import EXIT_OWN_ERROR
 from userswap.ram import parse_ram
 
@@ -39,24 +40,28 @@ def run(request: Request) -> int:
     stats_path = None if request.stats is None else statistics.check_writable(request.stats)
     opened = areas.open_areas(request.swap)
     libc.become_subreaper()
-    front_end, engine_end = channel_pair()
+    options = Options(ram_limit_bytes, stats_path, request.quiet, request.entry_bits)
+    front_end, keeper_end = channel_pair()
     pid = os.fork()
     if pid == 0:
         front_end.close()
-        process = supervisor.Supervisor(engine_end, opened, stats_path, request.quiet, request.entry_bits)
-        _be_engine(process, ram_limit_bytes, inherited, request)
-    engine_end.close()
+        _keep(keeper_end, opened, options, inherited, request.command)
+    keeper_end.close()
     for area in opened:
         area.close()
     inherited.detach()
     return front.Front(pid, front_end).serve()
 
 
-def _be_engine(
-    process: supervisor.Supervisor, ram_limit_bytes: int, inherited: launch.Inherited, request: Request
+def _keep(
+    channel: Channel,
+    opened: list[areas.Area],
+    options: Options,
+    inherited: launch.Inherited,
+    command: list[str],
 ) -> None:
     """Never returns."""
     try:
-        process.run(ram_limit_bytes, request.command, inherited)
+        keeper.Keeper(channel, opened, options).run(command, inherited)
     finally:
         os._exit(EXIT_OWN_ERROR)

@@ -12,8 +12,9 @@ the last sample. All that may take longer is the monitor's, which is woken after
 
 from libc.stdint cimport int64_t, uint64_t
 
+from userswap.arena cimport arena_pages
 from userswap.limit cimport limit_near, limit_near_at, room_sampled
-from userswap.processes cimport TOUCH_PAGES_A_MS, anonymous_pages, tree_find, tree_own_pages, tree_sample
+from userswap.processes cimport TOUCH_PAGES_A_MS, tree_find, tree_own_pages, tree_sample
 from userswap.system cimport (
     PRIORITY_SAMPLER,
     load_i64,
@@ -32,19 +33,11 @@ cdef enum:
     OWN_EVERY = 16              # samples of the engine's own memory, far below the limit
 
 
-cdef int64_t _own_pages(Engine *engine) noexcept nogil:
-    """The engine's own memory, that of the front process and of those that keep blocks."""
-    cdef uint64_t mapped
-    cdef int64_t own = anonymous_pages(engine.own_statm, &mapped, NULL)
-    cdef int64_t front = anonymous_pages(engine.front_statm, &mapped, NULL)
-    return max(own, <int64_t>0) + max(front, <int64_t>0) + tree_own_pages(&engine.tree)
-
-
 cdef void _sample(Engine *engine) noexcept nogil:
     cdef int64_t granted = load_i64(&engine.granted)
     cdef int64_t copied = load_i64(&engine.copied)
     if limit_near(engine) or engine.samples % OWN_EVERY == 0:
-        engine.own_pages = _own_pages(engine)
+        engine.own_pages = tree_own_pages(&engine.tree) + <int64_t>arena_pages()
     tree_find(&engine.tree)
     room_sampled(engine, tree_sample(&engine.tree, copied) + engine.own_pages, granted)
     sys_futex_advance(&engine.samples)

@@ -3,7 +3,7 @@
 
 The root (32 bytes for each leaf of 512 entries) is touched only where it is used. The memory of a leaf is taken when
 its first entry is and given back when its last entry is freed, so an offset that is not in use costs nothing. It is
-handed out from slabs of address space and stays the leaf's: malloc's header before each page would take a page more.
+handed out from slabs of address space and stays the leaf's.
 Offsets are handed out leaf by leaf, so that pages evicted together have neighbouring entries.
 
 In the layout of 32 bits
@@ -20,6 +20,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from userswap.arena cimport arena_drop, arena_give, arena_release, arena_reserve, arena_take
 from userswap.system cimport (
     load_u32,
     load_u64,
@@ -27,10 +28,6 @@ from userswap.system cimport (
     pthread_mutex_init,
     store_u32,
     store_u64,
-    sys_drop,
-    sys_release,
-    sys_reserve,
-    sys_reserve_pages,
 )
 from userswap.types cimport (
     CACHED,
@@ -60,6 +57,7 @@ cdef enum:
     FILL_WORDS = 1 << 20
     SLAB_LEAVES = 512
     MORE_MAX = 0xFFFF
+    MORE_BYTES = 2 * (LEAF_ENTRIES + 1)
     STAMP_FRACTION = 20
 
 
@@ -70,8 +68,8 @@ cdef int space_init(Space *space, int bits) noexcept nogil:
     _lay_out(space, bits == 32)
     space.leaf_limit = (1 << OFFSET_BITS) // LEAF_ENTRIES
     space.more_limit = space.leaf_limit
-    space.leaves = <Leaf *>sys_reserve(space.leaf_limit * sizeof(Leaf))
-    space.fill_words = <uint64_t *>sys_reserve(FILL_WORDS * sizeof(uint64_t))
+    space.leaves = <Leaf *>arena_reserve(space.leaf_limit * sizeof(Leaf))
+    space.fill_words = <uint64_t *>arena_reserve(FILL_WORDS * sizeof(uint64_t))
     space.fill_limit = FILL_WORDS
     space.room = NO_LEAF
     if space.leaves == NULL or space.fill_words == NULL:
@@ -92,11 +90,12 @@ cdef void _lay_out(Space *space, bint narrow) noexcept nogil:
 cdef void space_deinit(Space *space) noexcept nogil:
     cdef uint32_t at
     for at in range(space.leaf_end):
-        free(space.leaves[at].more)
+        if space.leaves[at].more != NULL:
+            arena_give(space.leaves[at].more, MORE_BYTES)
         if at % SLAB_LEAVES == 0:
-            sys_release(space.leaves[at].words, SLAB_LEAVES * space.leaf_bytes)
-    sys_release(space.leaves, space.leaf_limit * sizeof(Leaf))
-    sys_release(space.fill_words, FILL_WORDS * sizeof(uint64_t))
+            arena_release(space.leaves[at].words, SLAB_LEAVES * space.leaf_bytes)
+    arena_release(space.leaves, space.leaf_limit * sizeof(Leaf))
+    arena_release(space.fill_words, FILL_WORDS * sizeof(uint64_t))
     free(space.fill_index)
     pthread_mutex_destroy(&space.lock)
 
@@ -180,7 +179,7 @@ cdef bint _leaf_begin(Space *space, uint32_t at) noexcept nogil:
     """Gives its place to a leaf that is used for the first time, after all before it. False without address space."""
     cdef Leaf *leaf = &space.leaves[at]
     if at % SLAB_LEAVES == 0:
-        leaf.words = sys_reserve_pages(SLAB_LEAVES * space.leaf_bytes)
+        leaf.words = arena_reserve(SLAB_LEAVES * space.leaf_bytes)
     else:
         leaf.words = <uint8_t *>space.leaves[at - 1].words + space.leaf_bytes
     if leaf.words == NULL:
@@ -205,9 +204,9 @@ cdef void _leaf_drop(Space *space, uint32_t at) noexcept nogil:
     """Its last entry has been freed: all its words are 0. Leaves of half a page go in pairs."""
     space.leaf_count -= 1
     if not space.narrow:
-        sys_drop(space.leaves[at].words, PAGE_BYTES)
+        arena_drop(space.leaves[at].words, PAGE_BYTES)
     elif space.leaves[at ^ 1].used == 0:
-        sys_drop(space.leaves[at & ~<uint32_t>1].words, PAGE_BYTES)
+        arena_drop(space.leaves[at & ~<uint32_t>1].words, PAGE_BYTES)
 
 
 cdef uint32_t _free_offset(Space *space, uint32_t at) noexcept nogil:
@@ -287,7 +286,7 @@ cdef uint32_t _more(Space *space, uint32_t offset) noexcept nogil:
 
 cdef bint _more_begin(Space *space, Leaf *leaf) noexcept nogil:
     if space.more_count < space.more_limit:
-        leaf.more = <uint16_t *>calloc(LEAF_ENTRIES + 1, sizeof(uint16_t))
+        leaf.more = <uint16_t *>arena_take(MORE_BYTES)
     space.more_count += leaf.more != NULL
     return leaf.more != NULL
 
@@ -300,7 +299,7 @@ cdef bint _more_set(Space *space, uint32_t offset, uint32_t more) noexcept nogil
     leaf.more[LEAF_ENTRIES] += (more > 0) - (leaf.more[offset % LEAF_ENTRIES] > 0)
     leaf.more[offset % LEAF_ENTRIES] = <uint16_t>more
     if leaf.more[LEAF_ENTRIES] == 0:
-        free(leaf.more)
+        arena_give(leaf.more, MORE_BYTES)
         leaf.more = NULL
         space.more_count -= 1
     return True

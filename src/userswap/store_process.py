@@ -2,9 +2,9 @@
 """The process that runs a store of Python: both ends of what the engine process and it say to each other.
 
 The class must not run in the engine process: threads of the data plane would wait for the GIL. So it has a
-process of its own, in a session of its own, which ends with the engine process. Two ways lead there.
+process of its own, in a session of its own, which ends with the keeper. Two ways lead there.
 
-The channel is the supervisor's: words (channel.py).
+The channel is the keeper's: words (channel.py).
     to it    `serve` + socket, memory       after `ready`
              `let-go`                       keep no terminal, pipe or folder busy
     from it  `ready SIZE`                   the object is made
@@ -25,7 +25,7 @@ import struct
 import sys
 from contextlib import suppress
 
-from userswap import guard, launch, libc
+from userswap import background, launch, libc
 from userswap.channel import Channel, channel_pair
 from userswap.errors import UserswapError, reason
 from userswap.sizes import MIB, format_size
@@ -199,7 +199,7 @@ def main(words: list[str]) -> None:
         return
     words, fds = _next_message(channel)
     while words == ["let-go"]:
-        guard.let_go_of_everything()
+        background.let_go_of_everything()
         words, fds = _next_message(channel)
     if words == ["serve"]:
         _Server(store, channel, socket.socket(fileno=fds[0]), fds[1]).serve()
@@ -299,7 +299,7 @@ class _Server:
     def _listen(self) -> bool:
         message = self._channel.receive()
         if message is not None and message[0] == ["let-go"]:
-            guard.let_go_of_everything()
+            background.let_go_of_everything()
         return message is None or bool(message[0])
 
     def _ask(self) -> bool:

@@ -19,6 +19,7 @@ moved stays moved, a slot that was taken in vain is given back.
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from userswap.arena cimport buffer_make, buffer_unmake
 from userswap.log cimport (
     BLOCK_STORED,
     MAX_AREAS,
@@ -229,7 +230,7 @@ cdef int _take_place(Mover *mover) noexcept nogil:
     cdef Progress *progress = mover.moving.progress
     if progress.kept_blocks == progress.memory_blocks or _spares(mover.moving):
         return _take_elsewhere(mover.moving.log, &mover.to_area, &mover.to_slot)
-    mover.kept = <uint8_t *>sys_reserve(BLOCK_BYTES)
+    mover.kept = buffer_make()
     if mover.kept == NULL:
         return -ENOMEM
     mover.to_area = TO_MEMORY
@@ -323,7 +324,7 @@ cdef void _give_up(Mover *mover, int result) noexcept nogil:
     if mover.thin:
         pass
     elif mover.to_area == TO_MEMORY:
-        sys_release(mover.kept, BLOCK_BYTES)
+        buffer_unmake(mover.kept)
         moving.progress.kept_blocks -= 1
     else:
         slot_return(moving.log, &moving.log.areas[mover.to_area], mover.to_slot)

@@ -66,7 +66,8 @@ static inline void sys_sleep_us(uint64_t us)
 
 #define FOR_EVER_US 3600000000ull /* an hour: whoever waits looks again */
 
-/* Waits while *word == value, at the longest `us` microseconds. */
+/* Waits while *word == value, at the longest `us` microseconds. Whoever may also be ended while it waits looks for
+ * that after it has read the word: who ends it says so first and counts the word up then. */
 static inline void sys_futex_wait(uint32_t *word, uint32_t value, uint64_t us)
 {
 	struct timespec span = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
@@ -79,6 +80,19 @@ static inline void sys_futex_advance(uint32_t *word)
 {
 	__atomic_add_fetch(word, 1, __ATOMIC_ACQ_REL);
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, NULL, NULL, 0);
+}
+
+/* The same for a word that another process has mapped as well. */
+static inline void sys_shared_wait(uint32_t *word, uint32_t value, uint64_t us)
+{
+	struct timespec span = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+
+	syscall(SYS_futex, word, FUTEX_WAIT, value, &span, NULL, 0);
+}
+
+static inline void sys_shared_wake(uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
 }
 
 static inline void *sys_reserve(size_t bytes)
@@ -278,6 +292,65 @@ static inline int sys_discard(int fd, uint64_t at, uint64_t bytes)
 	if (fstat(fd, &about) == 0 && S_ISBLK(about.st_mode))
 		return ioctl(fd, BLKDISCARD, range) ? -errno : 0;
 	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) ? -errno : 0;
+}
+
+/* A file in memory, of this size. RLIMIT_FSIZE is in force for it. */
+static inline int sys_memory_file(const char *name, uint64_t bytes)
+{
+	int fd = memfd_create(name, MFD_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, (off_t)bytes) != 0) {
+		int error = errno;
+
+		close(fd);
+		return -error;
+	}
+	return fd;
+}
+
+static inline int sys_resize(int fd, uint64_t bytes)
+{
+	return ftruncate(fd, (off_t)bytes) ? -errno : 0;
+}
+
+static inline uint64_t sys_file_size(int fd)
+{
+	struct stat about;
+
+	return fstat(fd, &about) == 0 ? (uint64_t)about.st_size : 0;
+}
+
+/* Pages of memory that a file in memory holds. */
+static inline uint64_t sys_file_pages(int fd)
+{
+	struct stat about;
+
+	return fstat(fd, &about) == 0 ? (uint64_t)about.st_blocks / 8 : 0;
+}
+
+/* Gives the memory of a part of such a file back: it reads as zeros. */
+static inline int sys_punch(int fd, uint64_t at, uint64_t bytes)
+{
+	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) ? -errno : 0;
+}
+
+/* Maps a part of a file at an address, where nothing may be mapped yet. */
+static inline int sys_map_at(int fd, uint64_t address, uint64_t offset, uint64_t bytes, int writable)
+{
+	void *at = mmap((void *)(uintptr_t)address, bytes, PROT_READ | (writable ? PROT_WRITE : 0),
+			MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fd, (off_t)offset);
+
+	return at == MAP_FAILED ? -errno : 0;
+}
+
+/* Memory that a process shares with those that it forks; NULL where it cannot be had. */
+static inline void *sys_map_anonymous_shared(size_t bytes)
+{
+	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return at == MAP_FAILED ? NULL : at;
 }
 
 /* Memory that a file in memory holds, shared with whoever else maps it; NULL where it cannot be. */

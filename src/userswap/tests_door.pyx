@@ -346,7 +346,8 @@ cdef class Ranges:
         return [(self.ranges.items[at].start, self.ranges.items[at].end) for at in range(self.ranges.count)]
 
     def check(self):
-        assert self.ranges.count <= self.ranges.room
+        assert (self.ranges.count == 0) == (self.ranges.block == NULL)
+        assert self.ranges.block == NULL or self.ranges.block.count == self.ranges.count
         last = -1
         for start, end in self.items:
             assert last < start < end, f'ranges overlap, touch or are empty: {self.items}'

@@ -7,6 +7,8 @@ from collections.abc import Container
 
 from userswap import libc
 
+HELPER_NAME = "userswap-helper"
+
 
 class Process:
     __slots__ = ("name", "parent", "pid", "state")
@@ -45,6 +47,11 @@ def descendants(root: int, without: Container[int] = ()) -> list[Process]:
         found += below
         parents += [process.pid for process in below]
     return found
+
+
+def programs(root: int, without: Container[int] = ()) -> list[Process]:
+    """As descendants, but those alone that live and are no helpers."""
+    return [one for one in descendants(root, without) if one.state != "Z" and one.name != HELPER_NAME]
 
 
 def is_below(pid: int, root: int) -> bool:

@@ -43,7 +43,7 @@ Invariants
     Leaf.used = number of words that are not FREE
     Leaf.more[LEAF_ENTRIES] = number of those before it that are not 0; the count of their words is COUNT_MORE
 
-Lock order:  Engine.ptrace_lock -> Mm.helper_lock -> Mm.lock -> Engine.table_lock;
+Lock order:  Mm.helper_lock -> Mm.lock -> Engine.table_lock;
 Mm.lock -> Space.lock -> Log.lock.  Of two Mm.locks the parent's comes before that of the child of a fork; no others are
 held together. No system call that can wait for the program or for the disk is made under Space.lock or Log.lock. A
 store's Link.lock is such a wait: it comes last, and not under these two. Engine.limit_lock and Tree.lock come last too:

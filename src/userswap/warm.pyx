@@ -53,8 +53,10 @@ cdef void *_warm_main(void *argument) noexcept nogil:
     sys_name_thread(b"warm")
     sys_pin_to_cpu(warmer.cpu)
     sys_humble()
-    while not engine.stopping:
+    while True:
         seen = load_u32(&engine.warm)
+        if engine.stopping:
+            break
         if engine.warm_until < sys_now_us():
             sys_futex_wait(&engine.warm, seen, FOR_EVER_US)
         add_u32(&engine.spinning, 1)

@@ -42,6 +42,7 @@ cdef struct Forgetting:
 cdef void writeback_failed(Engine *engine, int result) noexcept nogil:
     """Nothing more can be packed: the program is stopped, unless the engine just ends."""
     if result == -ECANCELED:
+        engine.cancelled = True
         return
     if result == -ENOSPC:
         engine_stop(engine, b"the swap areas are full", 0)
@@ -114,8 +115,10 @@ cdef void *fetch_main(void *argument) noexcept nogil:
     cdef uint32_t seen
     cdef uint64_t begun
     sys_name_thread(b"fetch")
-    while not engine.stopping:
+    while True:
         seen = load_u32(&engine.log.fetch_wanted)
+        if engine.stopping:
+            break
         begun = sys_now_us()
         if log_fetch_next(&engine.log):
             tier_fetched(engine, sys_now_us() - begun)
@@ -133,8 +136,10 @@ cdef void *pack_main(void *argument) noexcept nogil:
     cdef bint idle
     sys_name_thread(b"pack")
     sys_step_back()
-    while not engine.stopping:
+    while True:
         seen = load_u32(&engine.log.changed)
+        if engine.stopping:
+            break
         result = 0
         if engine.log.packs:
             tier_adjust(engine)
@@ -155,8 +160,10 @@ cdef void *writeback_main(void *argument) noexcept nogil:
     cdef uint32_t seen
     cdef int result
     sys_name_thread(b"write")
-    while not engine.evictor_over:
+    while True:
         seen = load_u32(&engine.log.changed)
+        if engine.evictor_over:
+            break
         result = log_write_next(&engine.log)
         if result < 0:
             sys_sleep_us(10000)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The desk: where the engine leaves what it wants done by ptrace, and the tracer, a thread of the keeper, leaves what
+came of it.
+
+One page of memory that both have mapped at the same address. One request is under way at a time: the engine owns the
+desk while asked == answered, the tracer owns it otherwise. What the tracer has opened is open in the engine as well.
+An engine that died may have left a request; what came of that its successor finds."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from posix.types cimport pid_t
+
+from userswap.inject cimport Helper
+
+cdef enum:
+    DESK_BYTES = 4096
+
+cdef struct Desk:
+    uint32_t asked          # futex; counted up by the engine
+    uint32_t answered       # futex; set by the tracer to what `asked` was
+    # The request: as for helper_inject.
+    pid_t target
+    int uffd
+    uint64_t features
+    uint64_t staging_length
+    # The answer. `helper` is to be taken (helper_take) if it is 0.
+    int result
+    Helper helper
+
+cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nogil
+cdef bint desk_next(Desk *desk) noexcept nogil
+cdef void desk_answer(Desk *desk, int result) noexcept nogil

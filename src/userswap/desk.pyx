@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The desk: how the engine has something done by the tracer (desk.pxd)."""
+
+from userswap.inject cimport helper_end, helper_take
+from userswap.system cimport ECANCELED, FOR_EVER_US, load_u32, store_u32, sys_shared_wait, sys_shared_wake
+
+cdef enum:
+    LOOK_US = 100000        # whether anybody still wants to know
+
+
+cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nogil:
+    """Has done what the engine has written to the desk; one thread of it at a time. Returns the tracer's answer, or
+    -ECANCELED when *stopping was set before it came."""
+    cdef uint32_t number = load_u32(&desk.asked) + 1
+    cdef uint32_t answered
+    cdef int result
+    store_u32(&desk.asked, number)
+    sys_shared_wake(&desk.asked)
+    while True:
+        answered = load_u32(&desk.answered)
+        if answered == number:
+            break
+        if stopping[0]:
+            return -ECANCELED
+        sys_shared_wait(&desk.answered, answered, LOOK_US)
+    if desk.result != 0:
+        return desk.result
+    helper[0] = desk.helper
+    result = helper_take(helper)
+    if result != 0:
+        helper_end(helper)
+    return result
+
+
+cdef bint desk_next(Desk *desk) noexcept nogil:
+    """The tracer's: waits for a request, a while. False if there was none."""
+    cdef uint32_t answered = load_u32(&desk.answered)
+    if load_u32(&desk.asked) == answered:
+        sys_shared_wait(&desk.asked, answered, FOR_EVER_US)
+    return load_u32(&desk.asked) != answered
+
+
+cdef void desk_answer(Desk *desk, int result) noexcept nogil:
+    desk.result = result
+    store_u32(&desk.answered, load_u32(&desk.asked))
+    sys_shared_wake(&desk.answered)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tracer: the thread of the keeper that does what the engine wants done by ptrace.
+
+It is not the engine's own, since a program whose tracer dies amid a step runs on with registers that are not its own;
+and since the keeper is an ancestor of the program, which the narrower ptrace scope asks for.
+
+While it traces, no other thread of the keeper may wait for children, or it would be told of ptrace's stops. Hence
+hold(), which keeps it from beginning."""
+
+from libc.stdint cimport uint32_t
+from libc.string cimport memset
+from posix.types cimport pid_t
+
+from userswap.desk cimport DESK_BYTES, Desk, desk_answer, desk_next
+from userswap.inject cimport Helper, helper_hand_over, helper_inject
+from userswap.system cimport (
+    ESRCH,
+    PRIORITY_MONITOR,
+    pthread_create,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_t,
+    pthread_mutex_trylock,
+    pthread_mutex_unlock,
+    pthread_t,
+    sys_map_anonymous_shared,
+    sys_name_thread,
+    sys_prefer,
+)
+
+cdef enum:
+    SPARED_MAX = 32
+
+cdef struct State:
+    Desk *desk
+    pthread_mutex_t lock    # held while it traces, and while children are waited for
+    pid_t spared[32]        # SPARED_MAX: processes of ours below the keeper, never to be entered
+    uint32_t spared_end     # those that ever were
+
+
+cdef int _inject(State *state) noexcept nogil:
+    """state.lock is held."""
+    cdef Desk *desk = state.desk
+    cdef uint32_t at
+    cdef int result
+    for at in range(min(state.spared_end, <uint32_t>SPARED_MAX)):
+        if state.spared[at] == desk.target:
+            return -ESRCH
+    memset(&desk.helper, 0, sizeof(Helper))
+    result = helper_inject(desk.target, desk.uffd, desk.features, desk.staging_length, &desk.helper)
+    if result == 0:
+        helper_hand_over(&desk.helper)
+    return result
+
+
+cdef void *_main(void *argument) noexcept nogil:
+    cdef State *state = <State *>argument
+    cdef int result
+    sys_name_thread(b"tracer")
+    sys_prefer(0, PRIORITY_MONITOR)
+    while True:
+        if not desk_next(state.desk):
+            continue
+        pthread_mutex_lock(&state.lock)
+        result = _inject(state)
+        desk_answer(state.desk, result)
+        pthread_mutex_unlock(&state.lock)
+
+
+cdef class Tracer:
+    """The keeper's. Raises MemoryError."""
+
+    cdef State _state
+
+    def __cinit__(self):
+        self._state.desk = <Desk *>sys_map_anonymous_shared(DESK_BYTES)
+        if self._state.desk == NULL:
+            raise MemoryError
+        pthread_mutex_init(&self._state.lock, NULL)
+
+    @property
+    def desk(self):
+        """The address of the desk, in this process and in those that it forks."""
+        return <size_t>self._state.desk
+
+    def start(self):
+        """The thread runs until the process ends. Raises OSError."""
+        cdef pthread_t thread
+        error = pthread_create(&thread, NULL, _main, &self._state)
+        if error != 0:
+            raise OSError(error, "the tracer cannot be started")
+
+    def spare(self, pid_t pid):
+        """Never enters this process, which is one of ours. Call with hold(), from before it was started."""
+        self._state.spared[self._state.spared_end % SPARED_MAX] = pid
+        self._state.spared_end += 1
+
+    def hold(self):
+        """Until release(), it does not trace: the caller may wait for children, and start some. Waits for it."""
+        with nogil:
+            pthread_mutex_lock(&self._state.lock)
+
+    def try_hold(self):
+        """As hold(), but False where it would have to wait."""
+        return pthread_mutex_trylock(&self._state.lock) == 0
+
+    def release(self):
+        pthread_mutex_unlock(&self._state.lock)
