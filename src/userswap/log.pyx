@@ -48,7 +48,7 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     sys_futex_wait,
-    sys_populate,
+    sys_populate_whole,
     sys_release,
     sys_reserve,
 )
@@ -101,7 +101,7 @@ cdef void log_populate(Log *log) noexcept nogil:
     """Takes the memory of all buffers, before anything is packed: else the log would grow when memory is shortest."""
     cdef uint32_t at
     for at in range(log.buffers_free):
-        sys_populate(log.buffers[at], BLOCK_BYTES)
+        sys_populate_whole(log.buffers[at], BLOCK_BYTES)
 
 
 cdef void log_deinit(Log *log) noexcept nogil:
@@ -321,7 +321,7 @@ cdef bint log_tier_grow(Log *log) noexcept nogil:
     buffer = buffer_make()
     if buffer == NULL:
         return False
-    sys_populate(buffer, BLOCK_BYTES)
+    sys_populate_whole(buffer, BLOCK_BYTES)
     pthread_mutex_lock(&log.lock)
     buffer_put(log, buffer)
     log.buffers_made += 1

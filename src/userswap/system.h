@@ -108,6 +108,13 @@ static inline void sys_populate(void *at, size_t bytes)
 	madvise(at, bytes, 23); /* MADV_POPULATE_WRITE, Linux 5.14 */
 }
 
+/* The same, for blocks: as huge pages where the kernel can. The disk is told of one piece then, not of 512. */
+static inline void sys_populate_whole(void *at, size_t bytes)
+{
+	sys_populate(at, bytes);
+	madvise(at, bytes, 25); /* MADV_COLLAPSE, Linux 6.1 */
+}
+
 /* As sys_reserve, but its memory comes and goes page by page: no huge page is made for a part that is used. */
 static inline void *sys_reserve_pages(size_t bytes)
 {

@@ -109,6 +109,7 @@ cdef extern from "system.h" nogil:
     void sys_shared_wake(uint32_t *word)
     const uint64_t FOR_EVER_US
     void *sys_reserve(size_t)
+    void sys_populate_whole(void *, size_t)
     void sys_populate(void *at, size_t bytes)
     void *sys_reserve_pages(size_t)
     void sys_drop(void *, size_t)
