@@ -31,6 +31,8 @@ from userswap.system cimport (
     add_i64,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_u32,
+    store_u8,
     sys_sleep_us,
     sys_uffd_read,
     sys_uffd_settled,
@@ -55,49 +57,63 @@ cdef void _note_taken(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noex
         page += 1
 
 
+cdef void _forget_part(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
+    forks_departing(engine, mm, page, count)
+    add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, page, count))
+    ranges_remove(&mm.ranges, page, page + count)
+    ranges_remove(&mm.wiped, page, page + count)
+
+
 cdef void _unmapped(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexcept nogil:
     cdef uint64_t page = start
-    cdef uint64_t part
-    while page < end:
-        part = end
-        if mm.taken.count > 0:
-            part = page + 1
-            if ranges_hit(&mm.taken, page, part):
-                ranges_remove(&mm.taken, page, part)
-                page = part
-                continue
-        forks_departing(engine, mm, page, part - page)
-        add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, page, part - page))
-        ranges_remove(&mm.ranges, page, part)
-        ranges_remove(&mm.wiped, page, part)
-        page = part
+    if mm.event_step == 0 and not ranges_hit(&mm.taken, start, end):
+        _forget_part(engine, mm, start, end - start)
+    elif mm.event_step == 0:
+        while page < end:
+            if not ranges_hit(&mm.taken, page, page + 1):
+                _forget_part(engine, mm, page, 1)
+            page += 1
+    store_u32(&mm.event_step, 1)
+    ranges_remove(&mm.taken, start, end)
+    mm.rescan = True
 
 
-cdef void _apply(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
+cdef void _moved(Engine *engine, Mm *mm, uint64_t start, uint64_t to_page, uint64_t count) noexcept nogil:
+    if mm.event_step == 0:
+        _note_taken(engine, mm, to_page, to_page + count)
+        forks_departing(engine, mm, start, count)
+        forks_departing(engine, mm, to_page, count)
+        store_u32(&mm.event_step, 1)
+    if mm.event_step == 1:
+        mm_move(engine, mm, start, to_page, count)
+        store_u32(&mm.event_step, 2)
+    store_u32(&mm.move_step, 0)
+    ranges_add(&mm.ranges, to_page, to_page + count)
+    if ranges_hit(&mm.wiped, start, start + count):
+        ranges_add(&mm.wiped, to_page, to_page + count)
+    mm.rescan = True
+    forks_moved(engine, mm, start, to_page, count)
+
+
+cdef void event_apply(Engine *engine, Mm *mm) noexcept nogil:
+    """Applies Mm.event. It is forgotten only then: if we end in the middle of it, the engine that comes after calls this
+    again. So each step either may be done twice, or is noted in event_step."""
+    cdef uffd_msg *message = &mm.event
     cdef uint64_t start = message.arg.remove.start >> PAGE_SHIFT
     cdef uint64_t end = message.arg.remove.end >> PAGE_SHIFT
-    cdef uint64_t to_page, count
     if message.event == UFFD_EVENT_REMOVE:
         add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
         mm_removed(mm, start, end - start)
     elif message.event == UFFD_EVENT_UNMAP:
         _unmapped(engine, mm, start, end)
-        mm.rescan = True
     elif message.event == UFFD_EVENT_REMAP:
-        start = message.arg.remap.from_ >> PAGE_SHIFT
-        to_page = message.arg.remap.to >> PAGE_SHIFT
-        count = message.arg.remap.len >> PAGE_SHIFT
-        _note_taken(engine, mm, to_page, to_page + count)
-        forks_departing(engine, mm, start, count)
-        forks_departing(engine, mm, to_page, count)
-        mm_move(engine, mm, start, to_page, count)
-        ranges_add(&mm.ranges, to_page, to_page + count)
-        if ranges_hit(&mm.wiped, start, start + count):
-            ranges_add(&mm.wiped, to_page, to_page + count)
-        mm.rescan = True
-        forks_moved(engine, mm, start, to_page, count)
+        _moved(engine, mm, message.arg.remap.from_ >> PAGE_SHIFT, message.arg.remap.to >> PAGE_SHIFT,
+               message.arg.remap.len >> PAGE_SHIFT)
     elif message.event == UFFD_EVENT_FORK:
         forks_child(engine, mm, <int>message.arg.fork.ufd)
+    store_u8(&mm.event.event, 0)
+    store_u32(&mm.event_step, 0)
+    mm.event_again = False
 
 
 cdef int event_read(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
@@ -107,15 +123,17 @@ cdef int event_read(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
     cdef long result
     mm_settled(engine, mm)
     while True:
-        result = sys_uffd_read(mm.uffd, message, 1)
+        result = sys_uffd_read(mm.uffd, &mm.event, 1)
         if result != 1:
             if result != -EAGAIN and result != 0:      # EMFILE: there is no descriptor for the child of a fork
                 engine_stop(engine, b"an event of the program cannot be read: error", result)
             return 0
         mm.messages_read += 1
-        if message.event == UFFD_EVENT_PAGEFAULT:
+        if mm.event.event == UFFD_EVENT_PAGEFAULT:
+            message[0] = mm.event
+            store_u8(&mm.event.event, 0)
             return 1
-        _apply(engine, mm, message)
+        event_apply(engine, mm)
 
 
 cdef void _pending_add(Engine *engine, Pending *pending, uffd_msg *message) noexcept nogil:

@@ -19,6 +19,7 @@ A clean page needs no step 2: its entry still holds it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from userswap.arena cimport arena_take
 from userswap.batch cimport (
     BATCH_PAGES,
     Batch,
@@ -35,10 +36,11 @@ from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
 from userswap.limit cimport room_give, room_take
 from userswap.log cimport log_commit, log_open_plain, log_reserve
-from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_next, mm_put
+from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_get, mm_next, mm_put
 from userswap.space cimport NO_FILL_CODE, space_change, space_fill_code, space_free, space_word
 from userswap.system cimport (
     EAGAIN,
+    ENOMEM,
     FOR_EVER_US,
     add_i64,
     load_i64,
@@ -47,6 +49,7 @@ from userswap.system cimport (
     pthread_join,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_u32,
     sys_futex_advance,
     sys_futex_wait,
     sys_name_thread,
@@ -60,21 +63,17 @@ from userswap.tier cimport tier_init
 from userswap.touch cimport touch_release
 from userswap.types cimport (
     AGE_MAX,
+    CACHED,
     FILLED,
     PAGE_BYTES,
     PAGE_SHIFT,
     entry_count,
+    entry_state,
 )
 from userswap.writeback cimport fetch_main, pack_main, writeback_failed, writeback_main, writeback_make_room
 
 cdef enum:
     PACKED_OPEN = 1         # buffers that are not for plain pages: the packer's open block, and one more for hot pages
-
-cdef struct Evictor:
-    Engine *engine
-    uint8_t *pages          # what was read from staging
-    uint32_t position       # of the clock, in Engine.mms
-    Batch batch
 
 
 # ---- the bytes, without Mm.lock
@@ -100,8 +99,8 @@ cdef uint64_t _fill_code(Engine *engine, const uint64_t *words) noexcept nogil:
 
 
 cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page, int which) noexcept nogil:
-    """Makes a CACHED entry FILLED, or STORED in that open block, or frees it if its page was given back. Returns 0 or
-    -errno."""
+    """Makes a CACHED entry FILLED, or STORED in that open block, or frees it if its page was given back. One that is
+    not CACHED any more was seen to by an engine before. Returns 0 or -errno."""
     cdef Engine *engine = evictor.engine
     cdef uint64_t code = _fill_code(engine, <const uint64_t *>page)
     cdef bint filled = code != NO_FILL_CODE()
@@ -115,7 +114,9 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page, int whic
         memcpy(at, page, PAGE_BYTES)
     pthread_mutex_lock(&engine.space.lock)
     word = space_word(&engine.space, offset)
-    if entry_count(word) == 0:
+    if entry_state(word) != CACHED:
+        pass
+    elif entry_count(word) == 0:
         space_free(&engine.space, offset)
         add_i64(&engine.counters.pages_discarded_in_flight, 1)
     elif filled:
@@ -166,6 +167,14 @@ cdef void _store_run(Evictor *evictor, Mm *mm, Run *run) noexcept nogil:
         if result != 0:
             writeback_failed(evictor.engine, result)
             return
+
+
+cdef void _store_batch(Evictor *evictor, Mm *mm) noexcept nogil:
+    cdef uint32_t at
+    for at in range(evictor.batch.run_count):
+        if evictor.batch.runs[at].moved > 0:
+            _store_run(evictor, mm, &evictor.batch.runs[at])
+    store_u32(&evictor.phase, EVICT_NOTHING)
 
 
 cdef void _drop(Engine *engine, Mm *mm) noexcept nogil:
@@ -235,7 +244,6 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
     cdef Engine *engine = evictor.engine
     cdef Batch *batch = &evictor.batch
     cdef int result = 0
-    cdef uint32_t at
     if (mm.staging_used + (<uint64_t>BATCH_PAGES << PAGE_SHIFT) > mm.helper.staging_length
             or load_i64(&engine.resident) > engine.high):
         _drop(engine, mm)
@@ -250,8 +258,11 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
     if batch.pages > 0:
         result = batch_allocate(engine, mm, batch)
         if result == 0:
+            evictor.mm_id = mm.id
+            store_u32(&evictor.phase, EVICT_MOVING)
             result = batch_move(engine, mm, batch)
             batch_mark(engine, mm, batch)
+            store_u32(&evictor.phase, EVICT_STORING)
             _count_copied(engine, mm, batch)
         else:
             writeback_failed(engine, result)
@@ -260,9 +271,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
         events_drain(engine, mm, NULL)
     elif result != 0:
         mm.helper_failed = True     # the monitor finds out why; faults are served all the same
-    for at in range(batch.run_count):
-        if batch.runs[at].moved > 0:
-            _store_run(evictor, mm, &batch.runs[at])
+    _store_batch(evictor, mm)
     if batch.moved > 0:
         mm.staging_used += <uint64_t>batch.pages << PAGE_SHIFT
         sys_futex_advance(&engine.evict_done)
@@ -309,15 +318,31 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
     return any
 
 
+cdef void _finish_batch(Evictor *evictor) noexcept nogil:
+    """What the engine before has left in staging is stored first."""
+    cdef Engine *engine = evictor.engine
+    cdef Mm *mm
+    if evictor.phase != EVICT_STORING:
+        return
+    mm = mm_get(engine, evictor.mm_id)
+    if mm == NULL:
+        return
+    pthread_mutex_lock(&mm.helper_lock)
+    _store_batch(evictor, mm)
+    sys_futex_advance(&engine.evict_done)
+    if mm.entered and not mm.helper_failed:
+        _drop(engine, mm)
+    pthread_mutex_unlock(&mm.helper_lock)
+    mm_put(engine, mm)
+
+
 cdef void *_evictor_main(void *argument) noexcept nogil:
-    cdef Evictor evictor
-    cdef Engine *engine = <Engine *>argument
+    cdef Evictor *evictor = <Evictor *>argument
+    cdef Engine *engine = evictor.engine
     cdef uint32_t seen
     cdef int barren = 0
-    memset(&evictor, 0, sizeof(evictor))
-    evictor.engine = engine
-    evictor.pages = <uint8_t *>sys_reserve(<uint64_t>BATCH_PAGES * PAGE_BYTES)
     sys_name_thread(b"evict")
+    _finish_batch(evictor)
     while True:
         seen = load_u32(&engine.evict_wanted)
         if engine.stopping:
@@ -326,7 +351,7 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
             sys_futex_wait(&engine.evict_wanted, seen, FOR_EVER_US)
             continue
         # A round that gives nothing has lowered ages: some more may give. After that the rest is the monitor's.
-        barren = 0 if _evict_round(&evictor) else barren + 1
+        barren = 0 if _evict_round(evictor) else barren + 1
         if barren > AGE_MAX + 1:
             sys_sleep_us(2000)
     sys_release(evictor.pages, <uint64_t>BATCH_PAGES * PAGE_BYTES)
@@ -334,8 +359,17 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
 
 
 cdef int evict_start(Engine *engine) noexcept nogil:
-    """Returns 0 or -EAGAIN (as -11); evict_stop cleans up in both cases."""
-    engine.evictor_runs = pthread_create(&engine.evictor, NULL, _evictor_main, engine) == 0
+    """Returns 0, -ENOMEM or -EAGAIN (as -11); evict_stop cleans up in all cases."""
+    cdef Evictor *evictor = <Evictor *>engine.eviction
+    if evictor == NULL:
+        engine.eviction = evictor = <Evictor *>arena_take(sizeof(Evictor))
+    if evictor == NULL:
+        return -ENOMEM
+    evictor.engine = engine
+    evictor.pages = <uint8_t *>sys_reserve(<uint64_t>BATCH_PAGES * PAGE_BYTES)
+    if evictor.pages == NULL:
+        return -ENOMEM
+    engine.evictor_runs = pthread_create(&engine.evictor, NULL, _evictor_main, evictor) == 0
     engine.writer_runs = pthread_create(&engine.writer, NULL, writeback_main, engine) == 0
     engine.fetcher_runs = pthread_create(&engine.fetcher, NULL, fetch_main, engine) == 0
     engine.log.packs = engine.packing and codec_available()

@@ -37,6 +37,7 @@ from userswap.system cimport (
     add_i64,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_u32,
     sys_signal_eventfd,
     sys_uffd_protect,
 )
@@ -179,10 +180,27 @@ cdef Mm *_make_child(Engine *engine, Mm *parent, int uffd, bint mark) noexcept n
     return child
 
 
+cdef bint _is_known(Engine *engine, int uffd) noexcept nogil:
+    cdef uint32_t position = 0
+    cdef bint known = False
+    cdef Mm *mm
+    while not known:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            break
+        known = mm.uffd == uffd
+        mm_put(engine, mm)
+    return known
+
+
 cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
-    """The mm has forked; `uffd` is the child's."""
+    """The mm has forked; `uffd` is the child's. If an engine before has made it already, but may not have done all else,
+    it is only protected once more."""
     cdef Mm *child
     cdef bint mark = limit_near(engine) or mm.present > room_left(engine) // 2
+    if mm.event_again and _is_known(engine, uffd):
+        mm.protect_wanted = mark
+        return
     if mark:
         # As soon as can be: they run already, or will in a moment. Who is told of a write has to wait for our lock.
         mappings_protect(&mm.ranges, uffd)
@@ -263,9 +281,10 @@ cdef void forks_moved(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_pa
             return
         if child.unsettled and child.parent_mm == mm.id:
             pthread_mutex_lock(&child.lock)
-            if _has_moved(child, from_page, to_page):
+            if child.move_step == 1 or _has_moved(child, from_page, to_page):
                 mm_move(engine, child, from_page, to_page, count)
                 ranges_remove(&child.ranges, from_page, from_page + count)
                 ranges_add(&child.ranges, to_page, to_page + count)
+                store_u32(&child.move_step, 0)
             pthread_mutex_unlock(&child.lock)
         mm_put(engine, child)

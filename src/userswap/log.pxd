@@ -52,8 +52,9 @@ cdef struct BlockList:
     uint32_t count
 
 cdef struct Block:
-    uint8_t state
-    uint8_t area
+    uint32_t slot           # place in the area, in blocks: set with `area` by one store (store_pair)
+    uint32_t area
+    uint8_t state           # STORED is set after these
     uint8_t list
     uint8_t fetching        # on its way back into memory
     uint8_t packed          # its pages have different lengths
@@ -64,7 +65,6 @@ cdef struct Block:
     uint8_t cleaned         # its pages have outlived a block
     uint8_t used_lately     # read since it was last looked at
     uint8_t reads           # from its area, since it was last fetched
-    uint32_t slot           # place in the area, in blocks
     uint32_t live           # STORED entries that name this block
     uint32_t used           # pages in it
     uint32_t room           # pages that its lists below have room for

@@ -47,6 +47,8 @@ from userswap.system cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_pair,
+    store_u8,
     sys_futex_wait,
     sys_populate_whole,
     sys_release,
@@ -487,9 +489,8 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
         result = log.areas[area].write(&log.areas[area], slot, block.data)
         pthread_mutex_lock(&log.lock)
         if result == 0:
-            block.area = <uint8_t>area
-            block.slot = slot
-            block.state = BLOCK_STORED
+            store_pair(&block.slot, slot, <uint32_t>area)
+            store_u8(&block.state, BLOCK_STORED)
             block_not_plain(log, block)
             block_list_add(log, LIST_KEPT, at, False)
             block_free_if_unused(log, at)

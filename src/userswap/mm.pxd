@@ -88,6 +88,10 @@ cdef struct Mm:
     uint64_t staging_used   # bytes of the staging area in use, gaps included
     int64_t staging_pages   # pages in it
     uint64_t messages_read
+    uffd_msg event          # the one that is being applied; of the kind 0: none. Read to here, as its maker goes on then
+    uint32_t event_step     # how far that is (events.pyx)
+    bint event_again        # an engine before has begun it
+    uint32_t move_step      # of a move: 1 once what was at its new place is forgotten
     uint64_t removed_at     # time of the last EVENT_REMOVE, us
     uint64_t mapped_pages   # total_vm when the mappings were last looked at
     uint64_t scanned_at     # ... and the time, us
@@ -226,6 +230,7 @@ cdef struct Engine:
     uint32_t hot_offset     # another, for pages that came back soon
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
+    void *eviction          # the evictor's own (Evictor in evict.pxd)
     bint evictor_over       # the writer may end
     bint cancelled          # an eviction ended early, as the run ends: its entries stay CACHED
     bint entering           # a process is being entered

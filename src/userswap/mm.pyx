@@ -26,6 +26,7 @@ from userswap.system cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_u32,
     sys_now_us,
     sys_signal_eventfd,
     sys_uffd_settled,
@@ -189,17 +190,19 @@ cdef struct _Change:
 cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
     cdef _Change *change = <_Change *>context
     cdef uint64_t at
+    cdef uint32_t value
     for at in range(count):
         if values[at] == 0:
             continue
-        if is_present(values[at]):
+        value = values[at]
+        values[at] = 0      # before its entry may be another page's
+        if is_present(value):
             change.mm.present -= 1
         else:
             change.mm.swapped -= 1
             change.discarded += 1
-        if offset_of(values[at]) != 0:
-            entry_put(change.engine, offset_of(values[at]))
-        values[at] = 0
+        if offset_of(value) != 0:
+            entry_put(change.engine, offset_of(value))
 
 
 cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
@@ -242,9 +245,12 @@ cdef void _move_values(void *context, uint64_t page, uint32_t *values, uint64_t 
 
 
 cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil:
-    """mremap: the pages are now elsewhere, and what was there is gone."""
+    """mremap: the pages are now elsewhere, and what was there is gone. Where it ended amid the work, the engine that
+    comes after calls it again. Mm.move_step is to be set to 0 when all is done."""
     cdef _Change change
-    mm_forget(engine, mm, to_page, count)
+    if mm.move_step == 0:
+        mm_forget(engine, mm, to_page, count)
+        store_u32(&mm.move_step, 1)
     change.engine = engine
     change.mm = mm
     change.shift = to_page - from_page

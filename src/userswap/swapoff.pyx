@@ -45,8 +45,9 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     pthread_t,
+    store_pair,
     sys_name_thread,
-    sys_populate,
+    sys_populate_whole,
     sys_release,
     sys_reserve,
     sys_sleep_us,
@@ -277,7 +278,7 @@ cdef int _copy(Mover *mover) noexcept nogil:
     cdef uint8_t *buffer = mover.kept if to_memory else mover.buffer
     cdef int result = 0
     if to_memory:
-        sys_populate(buffer, BLOCK_BYTES)
+        sys_populate_whole(buffer, BLOCK_BYTES)
     if mover.data == NULL:
         mover.data = buffer
         result = log_read(log, mover.at, 0, BLOCK_BYTES, buffer)
@@ -299,8 +300,7 @@ cdef void _switch(Mover *mover) noexcept nogil:
             if mover.to_area == TO_MEMORY:
                 log_keep_in(log, mover.at, mover.kept)
             else:
-                block.area = <uint8_t>mover.to_area
-                block.slot = mover.to_slot
+                store_pair(&block.slot, mover.to_slot, <uint32_t>mover.to_area)
         pthread_mutex_unlock(&log.lock)
         if not done:
             sys_sleep_us(UNPINNED_US)

@@ -188,6 +188,10 @@ cdef extern from * nogil:
     #define load_u32(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define store_u32(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define store_pointer(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define store_u8(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    /* Two neighbours, the first of which is aligned for both. */
+    #define store_pair(p, a, b) \
+        __atomic_store_n((uint64_t *)(void *)(p), (uint32_t)(a) | (uint64_t)(uint32_t)(b) << 32, __ATOMIC_RELEASE)
     #define add_u32(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
     """
     uint64_t load_u64(uint64_t *)
@@ -198,4 +202,6 @@ cdef extern from * nogil:
     uint32_t load_u32(uint32_t *)
     void store_u32(uint32_t *, uint32_t)
     void store_pointer(void **, void *)
+    void store_u8(uint8_t *, uint8_t)
+    void store_pair(uint32_t *, uint32_t, uint32_t)
     uint32_t add_u32(uint32_t *, uint32_t)
