@@ -94,6 +94,10 @@ class Area:
             self.size_bytes = self.process.size_bytes
         return self.fd >= 0
 
+    def files(self) -> list[int]:
+        """What is open for it besides `fd`."""
+        return [] if self.process is None else self.process.files()
+
     def let_go(self) -> None:
         """No terminal, pipe or folder is kept busy any more."""
         if self.process is not None:

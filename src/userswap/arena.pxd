@@ -18,9 +18,8 @@ cdef enum:
 
 # Whether there is an arena. Without, as in tests of single structures, the functions below use the process' own
 # memory.
-cdef int arena_begin(uint64_t avoid) noexcept nogil
+cdef int arena_begin() noexcept nogil
 cdef int arena_fd() noexcept nogil
-cdef uint64_t arena_base() noexcept nogil
 cdef void arena_set_root(void *root) noexcept nogil
 cdef uint64_t arena_pages() noexcept nogil
 

@@ -78,9 +78,9 @@ pthread_mutex_init(&buffers.lock, NULL)
 
 # ---- an arena of one's own
 
-cdef int arena_begin(uint64_t avoid) noexcept nogil:
-    """Makes one, at another address than `avoid`. Returns 0 or -errno."""
-    cdef uint64_t base = BASES[1] if avoid == BASES[0] else BASES[0]
+cdef int arena_begin() noexcept nogil:
+    """Makes one, at another address than that which was opened. Returns 0 or -errno."""
+    cdef uint64_t base = BASES[1] if <uint64_t>old == BASES[0] else BASES[0]
     cdef int fd = sys_memory_file(b"userswap-arena", STEP)
     if fd < 0:
         return fd
@@ -98,10 +98,6 @@ cdef int arena_begin(uint64_t avoid) noexcept nogil:
 
 cdef int arena_fd() noexcept nogil:
     return arena.fd
-
-
-cdef uint64_t arena_base() noexcept nogil:
-    return <uint64_t>arena.header
 
 
 cdef void arena_set_root(void *root) noexcept nogil:

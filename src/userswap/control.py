@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The control socket of an engine: `userswap status`, `limit`, `swapon` and `swapoff` talk to it.
 
-A Unix socket in a directory that only its user can enter, named by the engine's pid. Requests and answers
-are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request holds "version" and "verb". An answer
-holds "ok" and, where that is false, "error", one line. The server lives in the engine's main loop and never
-blocks: whoever sends too much, or does not read, is cut off. What lasts is asked after (swapoff, which has a
-thread), or answered later (swapon, for which the keeper opens the area).
+A Unix socket in a directory that only its user can enter, named by the keeper's pid: that stays when another
+engine takes over. Requests and answers are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request
+holds "version" and "verb". An answer holds "ok" and, where that is false, "error", one line. The server lives in
+the engine's main loop and never blocks: whoever sends too much, or does not read, is cut off. What lasts is
+asked after (swapoff, which has a thread), or answered later (swapon, for which the keeper opens the area).
 """
 
 import errno
@@ -142,9 +142,9 @@ class Control:
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
-        path = os.path.join(folder, f"{os.getpid()}{SUFFIX}")
+        path = os.path.join(folder, f"{os.getppid()}{SUFFIX}")
         with suppress(FileNotFoundError):
-            os.unlink(path)  # of an engine that was killed, and had this pid
+            os.unlink(path)  # of an engine before, or one that was killed
         listener.bind(path)
         listener.listen(MOST_CLIENTS)
         self._path, self._listener = path, listener
@@ -310,20 +310,20 @@ class Control:
         import json
 
         told = json.loads(text)
-        swapon = self._swapons.pop(told.pop("key"))
+        swapon = self._swapons.pop(told.pop("key"), None)
+        if swapon is None or swapon.client is None:  # nobody asks any more, or the engine that asked has died
+            if done:
+                self._tell(f"emptied {told['fd']}")
+            return
         try:
             if not done:
                 raise UserswapError(told["why"])
             area = Area.described(told)
-            if swapon.client is None:
-                self._tell(f"emptied {area.fd}")
-                return
             answer: Answer = {"ok": True, **self._add(area, swapon.priority)}
         except UserswapError as error:
             answer = {"ok": False, "error": str(error)}
-        if swapon.client is not None:
-            swapon.client.waits = False
-            swapon.client.outgoing += json.dumps(answer).encode() + b"\n"
+        swapon.client.waits = False
+        swapon.client.outgoing += json.dumps(answer).encode() + b"\n"
 
     def _add(self, area: Area, priority: int) -> Answer:
         try:

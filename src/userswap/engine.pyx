@@ -7,7 +7,17 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from userswap.arena cimport arena_begin, arena_reserve, buffers_begin
+from userswap.arena cimport (
+    arena_begin,
+    arena_close,
+    arena_fd,
+    arena_open,
+    arena_reserve,
+    arena_set_root,
+    buffers_begin,
+    buffers_drop_unclaimed,
+    buffers_fd,
+)
 from userswap.check cimport check_ended
 from userswap.desk cimport Desk
 from userswap.enter cimport enter_start, enter_stop
@@ -46,6 +56,7 @@ from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
 from userswap.stores cimport store_end_waits
 from userswap.swapoff cimport Progress, swapoff_area, swapoff_lacks, swapon_area
+from userswap.takeover cimport takeover_all, takeover_area, takeover_begin, takeover_claim
 from userswap.tier cimport tier_measure, tier_spare, tier_unspare
 from userswap.system cimport (
     EFD_CLOEXEC,
@@ -106,17 +117,27 @@ cdef class Engine:
     desk: where the tracer is asked (Tracer.desk).
     may_spin: threads may look again and again for what they wait for, where a CPU is idle.
     entry_bits: the layout of entries, 64 or 32.
+    left: what an engine that died has left, to go on with: what its files() were, and of each area what it had open, and
+    what is open for it now: (fd then, fd, shared). None for a new one. The rest is as it was for that engine.
     Raises EngineError when the limit is too small or memory is short."""
 
     cdef EngineState *_state
     cdef bint _watching
+    cdef bint _took_over
     cdef Progress[16] _progress     # MAX_AREAS
 
-    def __cinit__(self, ram_limit_bytes, keeper_pid, own_pids, size_t desk, may_spin, entry_bits=64):
+    def __cinit__(self, ram_limit_bytes, keeper_pid, own_pids, size_t desk, may_spin, entry_bits=64, left=None):
         cdef EngineState *engine
+        cdef EngineState *old = NULL
         cdef int64_t pages = _limit_pages(ram_limit_bytes)
-        if arena_begin(0) != 0 or buffers_begin(-1) != 0:
+        if left is not None:
+            old = <EngineState *>arena_open(left[0])
+            if old == NULL:
+                raise EngineError("what the engine before has left cannot be read")
+        if arena_begin() != 0 or buffers_begin(-1 if left is None else left[1]) != 0:
             raise EngineError("no files in memory can be had for the engine")
+        if old != NULL and takeover_claim(old) != 0:
+            raise EngineError("what the engine before has left is damaged")
         self._state = engine = <EngineState *>arena_reserve(sizeof(EngineState))
         if engine == NULL:
             raise EngineError("no memory for the engine")
@@ -143,6 +164,59 @@ cdef class Engine:
         self._open(keeper_pid)
         for pid in own_pids:
             tree_add_own(&engine.tree, pid)
+        if old != NULL:
+            self._take_over(old, left[2])
+        arena_set_root(engine)
+
+    cdef _take_over(self, EngineState *old, areas):
+        cdef EngineState *engine = self._state
+        cdef int area
+        cdef int result = 0
+        now = {then: (fd, shared) for then, fd, shared in areas}
+        for area in range(min(old.log.area_count, <int>MAX_AREAS)):
+            engine.log.area_count = area + 1
+            engine.log.areas[area].gone = old.log.areas[area].gone
+            if not old.log.areas[area].gone:
+                fd, shared = now.get(old.log.areas[area].fd, (-1, -1))
+                result = result or takeover_area(engine, old, area, fd, shared)
+        if result == 0:
+            result = takeover_all(engine, old)
+        if result != 0:
+            raise EngineError(f"what the engine before has left cannot be taken over: {os.strerror(-result)}")
+        self._took_over = True
+
+    def files(self):
+        """What another engine needs to go on after this one: descriptors of two files in memory."""
+        return arena_fd(), buffers_fd()
+
+    def open_files(self):
+        """The descriptors that its state speaks of, as a set. An engine that has just taken over has no others."""
+        cdef EngineState *engine = self._state
+        cdef uint32_t position = 0
+        cdef Mm *mm
+        cdef int at
+        found = {arena_fd(), buffers_fd()}
+        for at in range(engine.log.area_count):
+            if not engine.log.areas[at].gone:
+                found.add(engine.log.areas[at].fd)
+        while True:
+            mm = mm_next(engine, &position)
+            if mm == NULL:
+                return found
+            found.add(mm.uffd)
+            if mm.entered:
+                found |= {mm.maps, mm.pagemap, mm.helper.uffd, mm.helper.pidfd, mm.helper.target_pidfd,
+                          mm.helper.mailbox_fd}
+            mm_put(engine, mm)
+
+    def area_files(self):
+        """The number of each swap area, by its descriptor."""
+        cdef Log *log = &self._state.log
+        cdef int at
+        pthread_mutex_lock(&log.lock)
+        found = {log.areas[at].fd: at for at in range(log.area_count) if not log.areas[at].gone}
+        pthread_mutex_unlock(&log.lock)
+        return found
 
     def change_limit(self, ram_limit_bytes):
         """Another limit, at any time. Where it is lower what is too much is evicted, and faults wait meanwhile. Raises
@@ -257,10 +331,16 @@ cdef class Engine:
             engine.cpus += 1
 
     def watch(self):
-        """Starts the threads. Raises EngineError."""
+        """Starts the threads. What was taken over is this engine's from now on: what was left must not be taken over once
+        more. Raises EngineError."""
         cdef EngineState *engine = self._state
         self._watching = True
         tree_measure_own(&engine.tree)
+        if self._took_over:
+            arena_close()
+            buffers_drop_unclaimed()
+            with nogil:
+                takeover_begin(engine)
         if (workers_start(engine) != 0 or evict_start(engine) != 0 or monitor_start(engine) != 0
                 or enter_start(engine) != 0 or sampler_start(engine) != 0):
             raise EngineError("the engine's threads cannot be started")

@@ -5,14 +5,14 @@ It has a session of its own and no child. What concerns processes (starting, rea
 is the keeper's; here are the engine, its control socket and its counts. What they say to each other, in
 words:
 
-    to the keeper    ready                     the program may start
+    to the keeper    ready FD FD               the program may start, or go on; the files that it lies in
                      failed TEXT               it cannot, or not go on: TEXT is for the user
                      reported                  the summary is printed, the counts are written
                      open {key, spec}          a swap area is wanted: answered by `area` or `refused`
                      unwanted KEY              ... or not any more
                      emptied FD                a swap area is not used any more
                      over                      all is put away
-    from the keeper  watch                     the program runs
+    from the keeper  watch SINCE               the program runs, since when (monotonic time)
                      area {key, ...}, refused {key, why}
                      released FD               the area is closed
                      own PID, disown PID       a process of ours has come, or gone
@@ -58,8 +58,22 @@ class Options:
         self.entry_bits = entry_bits
 
 
+class Left:
+    """What an engine that died has left. The new one takes that over, and has the same table of files."""
+
+    __slots__ = ("areas", "files", "strays")
+
+    def __init__(self, files: tuple[int, int], areas: list[tuple[int, int, int]], strays: set[int]) -> None:
+        self.files = files  # Engine.files()
+        self.areas = areas  # of each its descriptor then, and those of now
+        self.strays = strays  # what it had open, of which some is not used any more
+
+
 class EngineProcess:
-    def __init__(self, keeper: Channel, areas: Sequence[Area], options: Options) -> None:
+    def __init__(
+        self, keeper: Channel, areas: Sequence[Area], options: Options, left: Left | None = None
+    ) -> None:
+        self._left = left
         self._keeper = keeper
         self._keeper_pid = os.getppid()
         self._areas = list(areas)
@@ -89,7 +103,7 @@ class EngineProcess:
     def _run(self, desk: int, own: Sequence[int]) -> None:
         self._leave_terminal()
         engine = self._engine = self._make_engine(desk, own)
-        self._keeper.send("ready")
+        self._keeper.send("ready {} {}".format(*engine.files()))
         self._serve(engine)
 
     def _leave_terminal(self) -> None:
@@ -111,10 +125,17 @@ class EngineProcess:
             desk,
             not cgroups.cpu_is_limited(),
             self._options.entry_bits,
+            (*self._left.files, self._left.areas) if self._left is not None else None,
         )
         numbered: dict[int, Area] = {}
+        known = engine.area_files()
         for area in self._areas:
-            numbered[engine.swapon(area.fd, area.size_bytes, 0, area.frees, area.memory)] = area
+            if self._left is None:
+                numbered[engine.swapon(area.fd, area.size_bytes, 0, area.frees, area.memory)] = area
+            elif area.fd in known:
+                numbered[known[area.fd]] = area
+            else:  # opened for an engine that died before it used it
+                self._keeper.send(f"emptied {area.fd}")
         self._control = Control(
             engine, numbered, self._poller, lambda: self._describe(engine), self._keeper.send
         )
@@ -161,9 +182,12 @@ class EngineProcess:
 
     def _heed(self, engine: "Engine", word: str, rest: Sequence[str]) -> None:
         if word == "watch":
-            self._started = time.monotonic()
+            self._started = float(rest[0])
             self._watching = True
             engine.watch()
+            if self._left is not None:
+                for fd in self._left.strays - engine.open_files():
+                    os.close(fd)
             if self._control is not None:
                 self._control.listen()
         elif word == "own":
@@ -228,7 +252,7 @@ class EngineProcess:
         """What `status` tells of this engine, but for its areas."""
         programs = tree.programs(self._keeper_pid, engine.own_processes())
         named = [{"pid": one.pid, "name": one.name} for one in programs]
-        return {"pid": os.getpid(), "programs": named, **self._counts(engine)}
+        return {"pid": self._keeper_pid, "programs": named, **self._counts(engine)}
 
     def _report(self, engine: "Engine") -> None:
         if not self._options.quiet:

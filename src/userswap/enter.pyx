@@ -47,6 +47,7 @@ from userswap.system cimport (
     pthread_join,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_flag,
     sys_futex_advance,
     sys_futex_wait,
     sys_has_only_forked,
@@ -94,7 +95,7 @@ cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil
     mm.pagemap = pagemap
     mm.pid = pid
     mm.parent = 0
-    mm.entered = True
+    store_flag(&mm.entered, True)       # all of it is there
     pthread_mutex_unlock(&mm.lock)
     return 0
 

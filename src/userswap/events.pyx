@@ -91,6 +91,8 @@ cdef void _moved(Engine *engine, Mm *mm, uint64_t start, uint64_t to_page, uint6
     ranges_add(&mm.ranges, to_page, to_page + count)
     if ranges_hit(&mm.wiped, start, start + count):
         ranges_add(&mm.wiped, to_page, to_page + count)
+    if ranges_hit(&mm.doubtful, start, start + count):
+        ranges_add(&mm.doubtful, to_page, to_page + count)
     mm.rescan = True
     forks_moved(engine, mm, start, to_page, count)
 

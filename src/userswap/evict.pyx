@@ -287,7 +287,7 @@ cdef bint _wanted(Engine *engine) noexcept nogil:
 
 
 cdef bint _can_evict(Mm *mm) noexcept nogil:
-    return mm.entered and not mm.helper_failed and not mm.leaving
+    return mm.entered and not mm.helper_failed and not mm.leaving and not mm.helper_busy
 
 
 cdef bint _evict_round(Evictor *evictor) noexcept nogil:
@@ -374,7 +374,7 @@ cdef int evict_start(Engine *engine) noexcept nogil:
     engine.fetcher_runs = pthread_create(&engine.fetcher, NULL, fetch_main, engine) == 0
     engine.log.packs = engine.packing and codec_available()
     if engine.log.packs:
-        engine.log.plain_most = engine.log.buffers_made - (PACKED_OPEN << engine.log.apart)
+        engine.log.plain_most = engine.log.buffers_base - (PACKED_OPEN << engine.log.apart)
     tier_init(engine)
     engine.packer_runs = pthread_create(&engine.packer, NULL, pack_main, engine) == 0
     return 0 if (engine.evictor_runs and engine.writer_runs and engine.fetcher_runs

@@ -29,8 +29,9 @@ from userswap.log cimport (
     log_span,
     log_unpin,
 )
-from userswap.mm cimport engine_stop, entry_put, evict_stamp
+from userswap.mm cimport engine_stop, entry_put, evict_stamp, mm_is_there
 from userswap.pagetable cimport table_get, table_set
+from userswap.ranges cimport ranges_hit
 from userswap.readahead cimport Window, readahead_done, readahead_window
 from userswap.reclaim cimport reclaim_age, reclaim_distance
 from userswap.slots cimport slots_keep_copies
@@ -516,7 +517,9 @@ cdef bint _put_in_place(Worker *worker, Mm *mm, Fill *fill) noexcept nogil:
 cdef bint _give_up(Worker *worker, Mm *mm, Fill *fill, uint32_t at, int error) noexcept nogil:
     """A page of ours that cannot be put in place: swapped again. Always False."""
     table_set(mm.table, fill.start + at, fill.values[at])
-    if error == -EEXIST:
+    if error == -EEXIST and ranges_hit(&mm.doubtful, fill.start + at, fill.start + at + 1):
+        mm_is_there(worker.engine, mm, fill.start + at)
+    elif error == -EEXIST:
         engine_stop(worker.engine, b"a page is present that should be swapped", <long>(fill.start + at))
     elif error != -ENOENT and error != -ESRCH:
         engine_stop(worker.engine, b"a page could not be brought back", error)

@@ -167,7 +167,8 @@ cdef Mm *_make_child(Engine *engine, Mm *parent, int uffd, bint mark) noexcept n
     child.exposed = not mark
     parent.shared = True
     parent.young += 1
-    if ranges_copy(&child.ranges, &parent.ranges) != 0 or ranges_copy(&child.wiped, &parent.wiped) != 0:
+    if (ranges_copy(&child.ranges, &parent.ranges) != 0 or ranges_copy(&child.wiped, &parent.wiped) != 0
+            or ranges_copy(&child.doubtful, &parent.doubtful) != 0):
         engine_stop(engine, b"no memory for a page table", 0)
     all.engine = engine
     all.parent = parent

@@ -4,6 +4,8 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
+from userswap.system cimport load_u32
+
 cdef extern from "<sys/mman.h>" nogil:
     const int PROT_READ, PROT_WRITE, MAP_SHARED
     void *mmap(void *start, size_t length, int protection, int flags, int fd, long offset)
@@ -89,6 +91,10 @@ cdef inline int helper_take(Helper *helper) noexcept nogil:
 # for how it went), -ESRCH when it is dead, -ETIMEDOUT when it did not answer (it may still be at work: the
 # mailbox is its own, and each further call gives -EBUSY until it is done).
 cdef int helper_call(Helper *helper) noexcept nogil
+
+# Whether it has nothing to do.
+cdef inline bint helper_is_idle(Helper *helper) noexcept nogil:
+    return load_u32(&helper.mailbox.done) == load_u32(&helper.mailbox.posted)
 
 # Kill the helper, wait until it is dead, and let go of all that is in `helper` but its uffd.
 cdef void helper_end(Helper *helper) noexcept nogil

@@ -25,11 +25,13 @@ from userswap import background, launch, libc, tree
 from userswap.areas import Area, abandon_areas, open_areas, release_areas
 from userswap.channel import Channel, channel_pair
 from userswap.control import as_word
-from userswap.engine_process import EngineProcess, Options
+from userswap.engine_process import EngineProcess, Left, Options
 from userswap.errors import EXIT_OWN_ERROR, UserswapError
 from userswap.front import complain, describe
 from userswap.store_process import END_SECONDS, StoreProcess
 
+TRIES = 3  # engines that do not come to work before the program is given up
+SOON_SECONDS = 10.0  # ... or that die of themselves so soon after each other
 TRACER_BUSY_MS = 20  # children are looked for again, which cannot be done while it traces
 END_PATIENCE_SECONDS = 0.5  # of the front process, once nothing but the engine is left
 
@@ -47,6 +49,9 @@ class Keeper:
         self._asked: dict[str, Area] = {}  # stores that swapon waits for, by the key of the request
         self._tracer = Tracer()
         self._engine = 0  # its pid
+        self._files = (-1, -1)  # what its state lies in
+        self._started = 0.0  # when the program was
+        self._died: list[float] = []  # when engines did, but those that somebody killed
         self._to_engine: Channel | None = None
         self._engines_end: Channel | None = None  # not ours, but closing it would close it for the engine
         self._program = 0
@@ -58,6 +63,7 @@ class Keeper:
         self._over = False  # the engine has put everything away
         self._ending = False  # whatever dies now, it is meant to
         self._poller = select.poll()
+        self._signals = -1
 
     def run(self, command: list[str], inherited: launch.Inherited) -> None:
         """Whatever happens, the front process is told an exit status, and nothing of the tree is left."""
@@ -83,17 +89,18 @@ class Keeper:
             area.created_path = None
         self._introduce_program()
         self._tracer.start()
-        self._send_engine("watch")
+        self._started = time.monotonic()
+        self._send_engine(f"watch {self._started}")
         self._serve()
 
     # ---- the engine
 
-    def _start_engine(self) -> None:
+    def _start_engine(self, left: Left | None = None) -> None:
         self._to_engine, self._engines_end = channel_pair()
         front = os.getppid()
         pid = libc.fork_sharing_files()
         if pid == 0:
-            process = EngineProcess(self._engines_end, self._areas, self._options)
+            process = EngineProcess(self._engines_end, self._areas, self._options, left)
             process.run(self._tracer.desk, [front, os.getppid(), *self._stores])
         self._engine = pid
 
@@ -113,6 +120,51 @@ class Keeper:
         os.close(pidfd)
         if message[0][0] == "failed":
             raise UserswapError(" ".join(message[0][1:]))
+        self._files = (int(message[0][1]), int(message[0][2]))
+
+    def _replace_engine(self) -> None:
+        """Another one takes over from one that died. Raises UserswapError if none can."""
+        for turn in range(TRIES):
+            try:
+                self._tracer.hold()
+                try:
+                    self._start_engine(self._what_is_left())
+                finally:
+                    self._tracer.release()
+                self._await_engine()
+                break
+            except UserswapError:
+                if turn == TRIES - 1:
+                    raise
+                os.waitpid(self._engine, 0)
+        self._send_engine(f"watch {self._started}")
+        if self._status is not None and not self._reported:
+            self._send_engine("ended")
+        if self._told:
+            self._send_engine("let-go")
+        if self._childless:
+            self._send_engine("childless")
+
+    def _what_is_left(self) -> Left:
+        then = {area: area.fd for area in self._areas}
+        for end in (self._to_engine, self._engines_end):
+            if end is not None:
+                self._poller.unregister(end) if end is self._to_engine else None
+                end.close()
+        for area in self._areas:
+            if area.process is not None:
+                area.process.serve_again()
+                area.ready()
+        areas = [(fd, area.fd, area.memory) for area, fd in then.items()]
+        return Left(self._files, areas, self._strays())
+
+    def _strays(self) -> set[int]:
+        """What is open and not ours."""
+        ours = {0, 1, 2, self._signals}
+        ours |= {self._front.fileno()} if self._front is not None else set()
+        for area in [*self._areas, *self._asked.values()]:
+            ours |= {area.fd, *area.files()}
+        return {fd for fd in map(int, os.listdir("/proc/self/fd")) if libc.is_open(fd)} - ours
 
     def _send_engine(self, words: str) -> None:
         """Nothing, where it has ended: that is told elsewhere."""
@@ -155,10 +207,23 @@ class Keeper:
         self._engine = 0
         if self._over or self._ending:
             return
+        if self._failure is not None:
+            raise UserswapError(self._failure)
         how = f"the engine died ({describe(status)})"
-        raise UserswapError(
-            self._failure or f"{how}: the program was stopped, since its swapped memory is gone"
-        )
+        if not self._started or self._is_hopeless(status):
+            raise UserswapError(f"{how}: the program was stopped, since its memory could not be served")
+        try:
+            self._replace_engine()
+        except UserswapError as error:
+            raise UserswapError(f"{how}, and no other one could take over: {error}") from error
+
+    def _is_hopeless(self, status: int) -> bool:
+        """Whether engines die of themselves all the time."""
+        now = time.monotonic()
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            return False
+        self._died = [then for then in self._died if now - then < SOON_SECONDS] + [now]
+        return len(self._died) > TRIES
 
     # ---- swap areas that are asked for later
 
@@ -296,11 +361,11 @@ class Keeper:
         os.close(fd)
 
     def _serve(self) -> None:
-        signals = libc.signalfd({signal.SIGCHLD})
-        self._poller.register(signals, select.POLLIN)
+        self._signals = libc.signalfd({signal.SIGCHLD})
+        self._poller.register(self._signals, select.POLLIN)
         self._watch_front()
         while True:
-            _drain(signals)
+            _drain(self._signals)
             reaped = self._reap()
             self._hear_engine()
             self._hear_front()

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 
+from userswap import libc
 from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
 
 # What a process can be sent and can survive: all but the unstoppable, the C library's own, its own mistakes.
@@ -148,18 +149,10 @@ def tracer_of(pid: int | str) -> int:
 
 def _open_fds() -> list[int]:
     fds = [int(name) for name in os.listdir("/proc/self/fd")]
-    return [fd for fd in fds if _is_open(fd)]  # not the one of the listing itself
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+    return [fd for fd in fds if libc.is_open(fd)]  # not the one of the listing itself
 
 
 def _occupy_standard_fds() -> None:
     """If 0, 1 or 2 came closed, nothing of ours may land there; the program finds them closed again."""
-    while not all(_is_open(fd) for fd in range(3)):
+    while not all(libc.is_open(fd) for fd in range(3)):
         os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

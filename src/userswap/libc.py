@@ -70,6 +70,14 @@ def fork_sharing_files() -> int:
     return _checked(pid)
 
 
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 def signalfd(signals: set[int]) -> int:
     """A nonblocking file descriptor from which blocked signals are read, SIGNALFD_RECORD_BYTES each."""
     mask = (ctypes.c_ulong * 16)()

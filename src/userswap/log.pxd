@@ -107,6 +107,7 @@ cdef struct Log:
     uint8_t **buffers       # those that are free
     uint32_t buffers_free
     uint32_t buffers_made   # free or not
+    uint32_t buffers_base   # ... that there are besides those of the tier
     uint32_t plain          # buffers that hold plain pages not written yet
     uint32_t plain_most     # ... and how many may
     uint32_t tier_most      # FULL blocks that may stay

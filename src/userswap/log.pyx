@@ -95,7 +95,7 @@ cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
         if buffer == NULL:
             return -ENOMEM
         buffer_put(log, buffer)
-    log.buffers_made = buffers
+    log.buffers_made = log.buffers_base = buffers
     return 0
 
 

@@ -8,4 +8,7 @@ cdef bint mappings_protect(Ranges *ranges, int uffd) noexcept nogil
 cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil
 cdef bint mappings_verify(Engine *engine, Mm *mm) noexcept nogil
 cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil
+cdef void mappings_unregister_last(Engine *engine, Mm *mm) noexcept nogil
+cdef void mappings_settle_doubts(Engine *engine, Mm *mm) noexcept nogil
+cdef void mappings_look_again(Engine *engine, Mm *mm) noexcept nogil
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil

@@ -15,9 +15,27 @@ from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
 from libc.string cimport memset, strncmp, strstr
 from posix.types cimport pid_t
 
-from userswap.mm cimport engine_stop, mm_forget
-from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_get, table_next, table_removed_for, table_set
-from userswap.ranges cimport Range, Ranges, ranges_add, ranges_copy, ranges_end, ranges_free, ranges_hit, ranges_remove
+from userswap.mm cimport WHOLE_TABLE_BITS, engine_stop, mm_forget, mm_is_there, mm_removed
+from userswap.pagetable cimport (
+    TABLE_LEAF_PAGES,
+    TABLE_REMOVED,
+    table_get,
+    table_leaf,
+    table_next,
+    table_removed_for,
+    table_set,
+)
+from userswap.ranges cimport (
+    Range,
+    Ranges,
+    ranges_add,
+    ranges_copy,
+    ranges_end,
+    ranges_free,
+    ranges_hit,
+    ranges_move,
+    ranges_remove,
+)
 from userswap.system cimport (
     DIR,
     EAGAIN,
@@ -33,10 +51,12 @@ from userswap.system cimport (
     procmap_query,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_u64,
     sys_next_mapping,
     sys_next_task,
     sys_now_us,
     sys_open_tasks,
+    sys_page_absent,
     sys_pagemap_scan,
     sys_since_us,
     sys_uffd_protect,
@@ -44,7 +64,7 @@ from userswap.system cimport (
     sys_uffd_settled,
     sys_waiting_call,
 )
-from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, present_value
+from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, is_swapped, present_value
 
 cdef enum:
     REGIONS = 64
@@ -202,6 +222,7 @@ cdef bint mappings_verify(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_lock(&mm.lock)
     settled = sys_uffd_settled(mm.uffd) and _registered(mm, &registered) == 0 and sys_uffd_settled(mm.uffd)
     if settled:
+        mappings_settle_doubts(engine, mm)
         for number in range(registered.count):
             _take_back(engine, mm, at, registered.items[number].start)
             at = registered.items[number].end
@@ -233,23 +254,72 @@ cdef bint _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nog
     cdef uint64_t start = mapping.vma_start
     cdef uint64_t end = mapping.vma_end
     cdef bint grown = ranges_hit(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
-    cdef Ranges before
     if sys_uffd_register(mm.uffd, start, end - start) != 0:
         return True
-    memset(&before, 0, sizeof(Ranges))
-    if ranges_copy(&before, &mm.ranges) != 0:
+    if ranges_copy(&mm.before, &mm.ranges) != 0:
         return False
+    mm.before_start = start >> PAGE_SHIFT
+    store_u64(&mm.before_end, end >> PAGE_SHIFT)
     _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     ranges_add(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     if not grown:
         _mark_present(engine, mm, start, end)
     if _is_whole(mm, start, end) and sys_uffd_settled(mm.uffd):
-        ranges_free(&before)
+        store_u64(&mm.before_end, 0)
+        ranges_free(&mm.before)
         return True
-    ranges_free(&mm.ranges)
-    mm.ranges = before
-    _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+    mappings_unregister_last(engine, mm)
     return False
+
+
+cdef void mappings_unregister_last(Engine *engine, Mm *mm) noexcept nogil:
+    """Forgets of the last mapping what was not known before it was registered. Mm.lock is held."""
+    ranges_move(&mm.ranges, &mm.before)
+    _forget_uncovered(engine, mm, mm.before_start, mm.before_end)
+    store_u64(&mm.before_end, 0)
+    memset(&mm.before, 0, sizeof(Ranges))
+
+
+cdef void mappings_settle_doubts(Engine *engine, Mm *mm) noexcept nogil:
+    """There is a helper now, and so a way to tell which pages are present. Mm.lock is held."""
+    cdef uint64_t page
+    cdef uint32_t number
+    cdef Ranges doubts
+    memset(&doubts, 0, sizeof(Ranges))
+    if ranges_copy(&doubts, &mm.doubtful) != 0:
+        return
+    for number in range(doubts.count):
+        for page in range(doubts.items[number].start, doubts.items[number].end):
+            if is_swapped(table_get(mm.table, page)) and sys_page_absent(mm.pagemap, page) == 0:
+                mm_is_there(engine, mm, page)
+    ranges_free(&doubts)
+    ranges_free(&mm.doubtful)
+
+
+cdef void mappings_look_again(Engine *engine, Mm *mm) noexcept nogil:
+    """Pages that are present and not known, as an engine before has put them in place and not noted that any more, are
+    found by mappings_promote a while later."""
+    cdef page_region regions[64]
+    cdef uint64_t at, end, page
+    cdef uint32_t number
+    cdef long count, region
+    pthread_mutex_lock(&mm.lock)
+    for number in range(mm.ranges.count):
+        at = mm.ranges.items[number].start << PAGE_SHIFT
+        end = mm.ranges.items[number].end << PAGE_SHIFT
+        while at < end:
+            count = sys_pagemap_scan(mm.pagemap, False, &at, end, regions, REGIONS)
+            if count < 0:
+                break
+            for region in range(count):
+                page = regions[region].start >> PAGE_SHIFT
+                while page < regions[region].end >> PAGE_SHIFT:
+                    table_leaf(mm.table, page)
+                    page += TABLE_LEAF_PAGES
+                table_leaf(mm.table, (regions[region].end >> PAGE_SHIFT) - 1)
+    mm_removed(mm, 0, <uint64_t>1 << WHOLE_TABLE_BITS)
+    mm.found = False
+    pthread_mutex_unlock(&mm.lock)
 
 
 cdef void _promote_leaf(Engine *engine, Mm *mm, uint64_t page, uint32_t *leaf) noexcept nogil:

@@ -50,6 +50,7 @@ cdef struct Counters:
     int64_t forks
     int64_t evict_refused_pinned
     int64_t limit_waits
+    int64_t takeovers
 
 cdef struct Mm:
     # Guards all below but refs; held around {read and apply events}, {check, move or copy,
@@ -73,6 +74,9 @@ cdef struct Mm:
     Helper helper
     PageTable *table
     Ranges ranges           # registered
+    Ranges before           # while another mapping is being registered: what was until then,
+    uint64_t before_start   # ... and which one that is, in pages
+    uint64_t before_end     # ... 0: none is
     Ranges unforked         # what fork children do not get; known only while there is a helper
     Ranges taken            # mapped anew before the event of their unmapping was read
     PageTable *departed     # swapped pages of mappings that went while an event was under way; or NULL
@@ -80,6 +84,9 @@ cdef struct Mm:
     bint unsettled          # ... as they are not all told
     uint32_t young          # such children
     Ranges spared           # single pages that must not be evicted
+    Ranges doubtful         # swapped pages that the engine before may have brought back, where none can tell yet
+    bint found              # an engine before has left it: pages may be present of which it has not noted that
+    bint helper_busy        # ... and its helper at work
     uint64_t spare_next     # us: when to look for them again
     Ranges wiped            # what they get empty; their own children too
     int64_t present         # pages that are PRESENT
@@ -251,11 +258,13 @@ cdef struct Engine:
 
 cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil
 cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil
+cdef int mm_insert_as(Engine *engine, Mm *mm, uint32_t id) noexcept nogil
 cdef Mm *mm_get(Engine *engine, uint32_t id) noexcept nogil
 cdef Mm *mm_next(Engine *engine, uint32_t *position) noexcept nogil
 cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil
 cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil
+cdef void mm_is_there(Engine *engine, Mm *mm, uint64_t page) noexcept nogil
 cdef void mm_settled(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_removed(Mm *mm, uint64_t page, uint64_t count) noexcept nogil
 cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, uint64_t count) noexcept nogil

@@ -11,11 +11,20 @@ from posix.unistd cimport close
 from userswap.arena cimport arena_give, arena_take
 from userswap.inject cimport helper_dismiss
 from userswap.log cimport log_freed
-from userswap.pagetable cimport TABLE_LEAF_PAGES, TABLE_REMOVED, table_free, table_make, table_set, table_visit
-from userswap.ranges cimport ranges_free
+from userswap.pagetable cimport (
+    TABLE_LEAF_PAGES,
+    TABLE_REMOVED,
+    table_free,
+    table_get,
+    table_make,
+    table_set,
+    table_visit,
+)
+from userswap.ranges cimport ranges_free, ranges_remove
 from userswap.readahead cimport readahead_init
 from userswap.space cimport space_put
 from userswap.system cimport (
+    EIO,
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
     EPOLLET,
@@ -26,12 +35,14 @@ from userswap.system cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_flag,
+    store_pointer,
     store_u32,
     sys_now_us,
     sys_signal_eventfd,
     sys_uffd_settled,
 )
-from userswap.types cimport is_busy, is_present, offset_of
+from userswap.types cimport AGE_FRESH, is_busy, is_present, offset_of, present_value
 
 
 # ---- references and the table of mms
@@ -62,25 +73,39 @@ cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil:
 cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil:
     """Gives the mm its id and its faults to the threads. Returns 0 or -EAGAIN (as -11) when the table is full."""
     cdef uint32_t at, step
-    cdef int cpu
-    cdef epoll_event event
     pthread_mutex_lock(&engine.table_lock)
     for step in range(MAX_MMS):
         at = (engine.mm_serial + step) % MAX_MMS
         if engine.mms[at] == NULL:
             mm.id = engine.mm_serial + step
             engine.mm_serial = mm.id + 1
-            engine.mms[at] = mm
+            store_pointer(<void **>&engine.mms[at], mm)     # all of it is there
             break
     else:
         pthread_mutex_unlock(&engine.table_lock)
         return -11
     pthread_mutex_unlock(&engine.table_lock)
+    _watch(engine, mm)
+    return 0
+
+
+cdef int mm_insert_as(Engine *engine, Mm *mm, uint32_t id) noexcept nogil:
+    """With the id that it had in an engine before. Returns 0, or -EIO where another one has that."""
+    if engine.mms[id % MAX_MMS] != NULL:
+        return -EIO
+    mm.id = id
+    engine.mms[id % MAX_MMS] = mm
+    _watch(engine, mm)
+    return 0
+
+
+cdef void _watch(Engine *engine, Mm *mm) noexcept nogil:
+    cdef int cpu
+    cdef epoll_event event
     event.events = EPOLLIN | EPOLLET      # a thread reads until nothing is left
     event.data.u64 = mm.id
     for cpu in range(engine.cpus):
         epoll_ctl(engine.epolls[cpu], EPOLL_CTL_ADD, mm.uffd, &event)
-    return 0
 
 
 cdef Mm *mm_get(Engine *engine, uint32_t id) noexcept nogil:
@@ -124,6 +149,7 @@ cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
     ranges_free(&mm.wiped)
     ranges_free(&mm.spared)
     ranges_free(&mm.taken)
+    ranges_free(&mm.doubtful)
     pthread_mutex_destroy(&mm.lock)
     pthread_mutex_destroy(&mm.helper_lock)
     arena_give(mm, sizeof(Mm))
@@ -136,7 +162,7 @@ cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_lock(&mm.helper_lock)
     pthread_mutex_lock(&mm.lock)
     if mm.entered:
-        mm.entered = False
+        store_flag(&mm.entered, False)
         pthread_mutex_unlock(&mm.lock)
         close(mm.maps)
         close(mm.pagemap)
@@ -214,6 +240,16 @@ cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) no
     change.discarded = 0
     table_visit(mm.table, page, count, _forget_values, &change)
     return change.discarded
+
+
+cdef void mm_is_there(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
+    """A doubtful page has been brought back by an engine before. Perhaps it was written to since: its copy is nothing."""
+    cdef uint32_t offset = offset_of(table_get(mm.table, page))
+    table_set(mm.table, page, present_value(AGE_FRESH, 0))
+    ranges_remove(&mm.doubtful, page, page + 1)
+    mm.present += 1
+    mm.swapped -= 1
+    entry_put(engine, offset)
 
 
 cdef void _stamp_removed(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:

@@ -13,8 +13,9 @@ from userswap.blocks cimport log_changed
 from userswap.check cimport check_running
 from userswap.enter cimport enter_next
 from userswap.forks cimport forks_protect
+from userswap.inject cimport helper_is_idle
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck
-from userswap.mappings cimport mappings_promote, mappings_protect, mappings_register
+from userswap.mappings cimport mappings_look_again, mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
 from userswap.spare cimport spare_look
 from userswap.system cimport (
@@ -86,6 +87,11 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
         _leave(engine, process)
     elif mm.helper_failed or sys_process_dead(mm.helper.pidfd):
         engine_stop(engine, b"the helper of a process was ended by somebody else: process", process.pid)
+    elif mm.helper_busy:
+        mm.helper_busy = not helper_is_idle(&mm.helper)
+        mm.unsharing = mm.helper_busy
+    elif mm.found:
+        mappings_look_again(engine, mm)
     elif near and _is_due(mm, process):
         mm.mapped_pages = process.mapped
         mappings_register(engine, mm)

@@ -22,3 +22,4 @@ cdef bint ranges_hit(Ranges *ranges, uint64_t start, uint64_t end) noexcept nogi
 cdef int ranges_add(Ranges *ranges, uint64_t start, uint64_t end) noexcept nogil
 cdef int ranges_remove(Ranges *ranges, uint64_t start, uint64_t end) noexcept nogil
 cdef int ranges_copy(Ranges *to, Ranges *source) noexcept nogil
+cdef void ranges_move(Ranges *to, Ranges *source) noexcept nogil

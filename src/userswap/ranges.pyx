@@ -122,3 +122,8 @@ cdef int ranges_copy(Ranges *to, Ranges *source) noexcept nogil:
     if source.count == 0:
         return 0
     return _splice(to, 0, 0, source.items, source.count)
+
+
+cdef void ranges_move(Ranges *to, Ranges *source) noexcept nogil:
+    """In place of what `to` was. `source` is not to be used any more: the caller clears it."""
+    _put(to, source.block)

@@ -22,6 +22,8 @@ from libc.string cimport memset
 
 from userswap.arena cimport arena_drop, arena_give, arena_release, arena_reserve, arena_take
 from userswap.system cimport (
+    EIO,
+    ENOMEM,
     load_u32,
     load_u64,
     pthread_mutex_destroy,
@@ -344,6 +346,50 @@ cdef uint64_t space_put(Space *space, uint32_t offset) noexcept nogil:
     word = space_word(space, offset)
     space_free(space, offset)
     return word
+
+
+# ---- a space that another engine has left
+
+cdef int space_adopt(Space *space, Space *old, uint32_t offset) noexcept nogil:
+    """One page table more names an offset of `old`: its entry comes from there with the first one, and its count is as
+    many as do. Returns 1 with the first, 0 with others, -EIO when there is no such entry, -ENOMEM."""
+    cdef uint32_t at = offset // LEAF_ENTRIES
+    cdef uint64_t word
+    cdef Leaf *leaf
+    if at >= old.leaf_end or entry_state(space_word(old, offset)) == FREE:
+        return -EIO
+    while space.leaf_end <= at:
+        if not _leaf_begin(space, space.leaf_end):
+            return -ENOMEM
+    if entry_state(_load(space, offset)) != FREE:
+        space_get(space, offset)
+        return 0
+    leaf = &space.leaves[at]
+    if leaf.used == 0:
+        leaf.stamp = old.leaves[at].stamp
+    word = space_word(old, offset)
+    space.leaf_count += leaf.used == 0
+    leaf.used += 1
+    leaf.stamps = leaf.used
+    space.entries += 1
+    if leaf.used == LEAF_ENTRIES:
+        _list_remove(space, at)
+    _save(space, offset, _make(space, leaf, entry_state(word), 1, entry_payload(word)))
+    return 1
+
+
+cdef int space_adopt_words(Space *space, const Space *old) noexcept nogil:
+    """The table of repeated words. Returns 0, -EIO or -ENOMEM."""
+    cdef uint32_t place
+    if old.fill_count > space.fill_limit:
+        return -EIO
+    for place in range(old.fill_count):
+        space.fill_words[place] = old.fill_words[place]
+    space.fill_count = old.fill_count
+    while 2 * space.fill_count >= space.fill_slots:
+        if not _fill_grow(space):
+            return -ENOMEM
+    return 0
 
 
 # ---- repeated words

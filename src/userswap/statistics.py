@@ -20,6 +20,7 @@ FIELDS = {
     "forks": "forks of processes that the engine had entered",
     "pages_first_touched": "fresh pages that the engine handed out, near the limit",
     "limit_waits": "faults that had to wait for room under the limit",
+    "takeovers": "engines that died, and another one took over",
     "pages_evicted": "pages taken out of a process",
     "pages_evicted_clean": "of these, pages unchanged since they were brought back: not written again",
     "evict_refused_pinned": "pages that could not be taken out, since the kernel or a device held them",

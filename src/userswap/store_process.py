@@ -6,7 +6,9 @@ process of its own, in a session of its own, which ends with the keeper. Two way
 
 The channel is the keeper's: words (channel.py).
     to it    `serve` + socket, memory       after `ready`
+                                            once more: another engine has taken over
              `let-go`                       keep no terminal, pipe or folder busy
+             `end`                          nobody asks any more
     from it  `ready SIZE`                   the object is made
              `refused TEXT`                 it cannot be made
              `said TEXT`                    something went wrong: for the user
@@ -91,6 +93,11 @@ class StoreProcess:
         assert self._channel is not None
         return self._channel.fileno()
 
+    def files(self) -> list[int]:
+        """What is open of it here."""
+        channel = [self._channel.fileno()] if self._channel is not None else []
+        return channel if self.data is None else [*channel, self.data.fileno(), self.memory]
+
     @property
     def connected(self) -> bool:
         return self._channel is not None
@@ -133,6 +140,15 @@ class StoreProcess:
         with theirs:
             channel.send("serve", [theirs.fileno(), self.memory])
 
+    def serve_again(self) -> None:
+        """Another engine asks from now on. An answer that the one before still waits for is nobody's."""
+        if self.data is None or self._channel is None:
+            return
+        self.data.close()
+        os.close(self.memory)
+        with suppress(OSError):  # it has ended: that is told elsewhere
+            self._serve(self._channel)
+
     def said(self) -> list[str]:
         """Lines for the user that came since it was ready, or last asked."""
         lines: list[str] = []
@@ -153,6 +169,9 @@ class StoreProcess:
     def close(self) -> None:
         """Has it end: by itself, once it is not amid a call. The engine does not use it any more."""
         self.ending = True
+        if self._channel is not None:
+            with suppress(OSError):  # it has ended
+                self._channel.send("end")
         if self.data is not None:
             self.data.close()
             os.close(self.memory)
@@ -281,35 +300,48 @@ class _Server:
     def __init__(self, store: "Store", channel: Channel, data: socket.socket, memory: int) -> None:
         self._store = store
         self._channel = channel
+        self._told: set[str] = set()
+        self._poller = select.poll()
+        self._poller.register(channel, select.POLLIN)
         self._data = data
+        self._turn_to(data, memory)
+
+    def _turn_to(self, data: socket.socket, memory: int) -> None:
+        """From now on this engine asks."""
+        if data is not self._data:
+            with suppress(KeyError):  # its end was seen already
+                self._poller.unregister(self._data)
+            self._data.close()
+        self._data = data
+        self._poller.register(data, select.POLLIN)
         self._to_engine = mmap.mmap(memory, BLOCK_BYTES)
         self._from_engine = mmap.mmap(memory, BLOCK_BYTES, prot=mmap.PROT_READ)
-        self._told: set[str] = set()
         os.close(memory)
 
     def serve(self) -> None:
-        poller = select.poll()
-        poller.register(self._data, select.POLLIN)
-        poller.register(self._channel, select.POLLIN)
         goes_on = True
         while goes_on:
-            for fd, _ in poller.poll():
-                goes_on = goes_on and (self._ask() if fd == self._data.fileno() else self._listen())
+            ready = [fd for fd, _ in self._poller.poll()]
+            if self._channel.fileno() in ready:
+                goes_on = self._listen()
+            elif ready:
+                self._ask()
 
     def _listen(self) -> bool:
         message = self._channel.receive()
         if message is not None and message[0] == ["let-go"]:
             background.let_go_of_everything()
-        return message is None or bool(message[0])
+        elif message is not None and message[0] == ["serve"]:
+            self._turn_to(socket.socket(fileno=message[1][0]), message[1][1])
+        return message is None or message[0] not in ([], ["end"])
 
-    def _ask(self) -> bool:
-        try:
+    def _ask(self) -> None:
+        with suppress(OSError):  # the engine has gone
             question = self._data.recv(_QUESTION.size)
             if question:
                 self._data.send(_ANSWER.pack(self._answer(*_QUESTION.unpack(question))))
-        except OSError:  # the engine has gone
-            return False
-        return bool(question)
+                return
+        self._poller.unregister(self._data)  # another one may come, as long as the keeper is there
 
     def _answer(self, what: int, block: int, at: int, length: int) -> int:
         try:

@@ -421,6 +421,16 @@ static inline int sys_uffd_wake(int uffd, uint64_t at, uint64_t bytes)
 	return ioctl(uffd, UFFDIO_WAKE, &range) ? -errno : 0;
 }
 
+/* In the whole address space, from the lowest address that the kernel lets a program map. */
+static inline void sys_uffd_wake_all(int uffd)
+{
+	const uint64_t end = (1ull << 47) - 4096;
+	uint64_t start = 4096;
+
+	while (start < 1ull << 30 && sys_uffd_wake(uffd, start, end - start) == -EINVAL)
+		start *= 2;
+}
+
 static inline int sys_uffd_register(int uffd, uint64_t at, uint64_t bytes)
 {
 	struct uffdio_register reg = {{at, bytes}, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, 0};

@@ -143,6 +143,7 @@ cdef extern from "system.h" nogil:
     int sys_uffd_register(int, uint64_t, uint64_t)
     int sys_uffd_protect(int, uint64_t, uint64_t)
     int sys_uffd_unprotect(int, uint64_t, uint64_t)
+    void sys_uffd_wake_all(int)
     long sys_uffd_read(int, uffd_msg *, size_t)
     long sys_pagemap_scan(int, bint zero_only, uint64_t *, uint64_t, page_region *, size_t)
     uint64_t sys_pagemap_guard(int, uint64_t, uint64_t)
@@ -189,6 +190,7 @@ cdef extern from * nogil:
     #define store_u32(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define store_pointer(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define store_u8(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define store_flag(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     /* Two neighbours, the first of which is aligned for both. */
     #define store_pair(p, a, b) \
         __atomic_store_n((uint64_t *)(void *)(p), (uint32_t)(a) | (uint64_t)(uint32_t)(b) << 32, __ATOMIC_RELEASE)
@@ -203,5 +205,6 @@ cdef extern from * nogil:
     void store_u32(uint32_t *, uint32_t)
     void store_pointer(void **, void *)
     void store_u8(uint8_t *, uint8_t)
+    void store_flag(bint *, bint)
     void store_pair(uint32_t *, uint32_t, uint32_t)
     uint32_t add_u32(uint32_t *, uint32_t)

@@ -46,7 +46,7 @@ cdef void tier_measure(Engine *engine) noexcept nogil:
 
 
 cdef void tier_init(Engine *engine) noexcept nogil:
-    engine.tier.base = engine.log.buffers_made
+    engine.tier.base = engine.log.buffers_base
     tier_measure(engine)
     engine.tier.fetch_us = FETCH_US
 
