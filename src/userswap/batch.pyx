@@ -73,10 +73,11 @@ cdef bint batch_choose(Mm *mm, Batch *batch) noexcept nogil:
 
 cdef void _forget_copy(Engine *engine, Mm *mm, uint64_t page, uint32_t value) noexcept nogil:
     """The copy of a clean page is not to be trusted. Space.lock is held."""
-    cdef uint64_t freed = space_put(&engine.space, offset_of(value))
+    cdef uint64_t freed
+    table_set(mm.table, page, present_value(0, 0))
+    freed = space_put(&engine.space, offset_of(value))
     if freed != 0:
         log_freed(&engine.log, freed)
-    table_set(mm.table, page, present_value(0, 0))
 
 
 cdef int batch_allocate(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:

@@ -3,7 +3,7 @@
 
 A Unix socket in a directory that only its user can enter, named by the keeper's pid: that stays when another
 engine takes over. Requests and answers are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request
-holds "version" and "verb". An answer holds "ok" and, where that is false, "error", one line. The server lives in
+holds "version" and "verb". An answer holds "ok" and, where that is false, "error", one line. The server is in
 the engine's main loop and never blocks: whoever sends too much, or does not read, is cut off. What lasts is
 asked after (swapoff, which has a thread), or answered later (swapon, for which the keeper opens the area).
 """

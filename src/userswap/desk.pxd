@@ -27,5 +27,6 @@ cdef struct Desk:
     Helper helper
 
 cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nogil
+cdef void desk_taken(Desk *desk) noexcept nogil
 cdef bint desk_next(Desk *desk) noexcept nogil
 cdef void desk_answer(Desk *desk, int result) noexcept nogil

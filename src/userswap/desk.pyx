@@ -32,6 +32,11 @@ cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nog
     return result
 
 
+cdef void desk_taken(Desk *desk) noexcept nogil:
+    """The helper is in the engine's state now, or no more: its descriptors may soon be others'."""
+    desk.helper.pid = 0
+
+
 cdef bint desk_next(Desk *desk) noexcept nogil:
     """The tracer's: waits for a request, a while. False if there was none."""
     cdef uint32_t answered = load_u32(&desk.answered)

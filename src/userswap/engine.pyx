@@ -56,7 +56,7 @@ from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
 from userswap.stores cimport store_end_waits
 from userswap.swapoff cimport Progress, swapoff_area, swapoff_lacks, swapon_area
-from userswap.takeover cimport takeover_all, takeover_area, takeover_begin, takeover_claim
+from userswap.takeover cimport takeover_all, takeover_area, takeover_begin, takeover_claim, takeover_damage
 from userswap.tier cimport tier_measure, tier_spare, tier_unspare
 from userswap.system cimport (
     EFD_CLOEXEC,
@@ -66,6 +66,7 @@ from userswap.system cimport (
     EPOLL_CTL_ADD,
     EPOLLET,
     EPOLLIN,
+    UFFD_EVENT_FORK,
     epoll_create1,
     epoll_ctl,
     epoll_event,
@@ -182,7 +183,8 @@ cdef class Engine:
         if result == 0:
             result = takeover_all(engine, old)
         if result != 0:
-            raise EngineError(f"what the engine before has left cannot be taken over: {os.strerror(-result)}")
+            damage = (<bytes>takeover_damage()).decode() or os.strerror(-result)
+            raise EngineError(f"what the engine before has left cannot be taken over: {damage}")
         self._took_over = True
 
     def files(self):
@@ -190,12 +192,16 @@ cdef class Engine:
         return arena_fd(), buffers_fd()
 
     def open_files(self):
-        """The descriptors that its state speaks of, as a set. An engine that has just taken over has no others."""
+        """The descriptors that its state speaks of, as a set. An engine that takes over needs no others of those that the
+        one before had."""
         cdef EngineState *engine = self._state
         cdef uint32_t position = 0
         cdef Mm *mm
         cdef int at
         found = {arena_fd(), buffers_fd()}
+        if engine.desk.helper.pid > 0:
+            found |= {engine.desk.helper.uffd, engine.desk.helper.pidfd, engine.desk.helper.target_pidfd,
+                      engine.desk.helper.mailbox_fd}
         for at in range(engine.log.area_count):
             if not engine.log.areas[at].gone:
                 found.add(engine.log.areas[at].fd)
@@ -204,6 +210,8 @@ cdef class Engine:
             if mm == NULL:
                 return found
             found.add(mm.uffd)
+            if mm.event.event == UFFD_EVENT_FORK:
+                found.add(<int>mm.event.arg.fork.ufd)
             if mm.entered:
                 found |= {mm.maps, mm.pagemap, mm.helper.uffd, mm.helper.pidfd, mm.helper.target_pidfd,
                           mm.helper.mailbox_fd}

@@ -184,10 +184,10 @@ class EngineProcess:
         if word == "watch":
             self._started = float(rest[0])
             self._watching = True
-            engine.watch()
-            if self._left is not None:
+            if self._left is not None:  # before their numbers are used again
                 for fd in self._left.strays - engine.open_files():
                     os.close(fd)
+            engine.watch()
             if self._control is not None:
                 self._control.listen()
         elif word == "own":

@@ -19,7 +19,7 @@ from posix.types cimport pid_t
 from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
-from userswap.desk cimport desk_ask
+from userswap.desk cimport desk_ask, desk_taken
 from userswap.inject cimport Helper, helper_end
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
@@ -87,6 +87,7 @@ cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil
     cdef int maps = sys_open_proc(helper.pid, b"maps")
     cdef int pagemap = sys_open_proc(helper.pid, b"pagemap")
     if maps < 0 or pagemap < 0:
+        desk_taken(engine.desk)
         helper_end(helper)
         return -ESRCH
     pthread_mutex_lock(&mm.lock)
@@ -112,6 +113,7 @@ cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     close(helper.uffd)      # the mm has one
     helper.uffd = mm.uffd
     result = _bind(engine, mm, pid, &helper)
+    desk_taken(engine.desk)
     events_await_parent(engine, mm)
     for _turn in range(VERIFY_TRIES):
         if result != 0 or mappings_verify(engine, mm):
@@ -138,12 +140,14 @@ cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
         return result
     mm = mm_make(engine, helper.uffd, pid)
     if mm == NULL:
+        desk_taken(engine.desk)
         close(helper.uffd)
         helper_end(&helper)
         return -ENOMEM
     result = _bind(engine, mm, pid, &helper)
     if result == 0:
         result = mm_insert(engine, mm)
+    desk_taken(engine.desk)
     if result != 0:
         mm_leave(engine, mm)
         mm_put(engine, mm)

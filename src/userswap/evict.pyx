@@ -36,7 +36,7 @@ from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
 from userswap.limit cimport room_give, room_take
 from userswap.log cimport log_commit, log_open_plain, log_reserve
-from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_get, mm_next, mm_put
+from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_get, mm_leave, mm_next, mm_put
 from userswap.space cimport NO_FILL_CODE, space_change, space_fill_code, space_free, space_word
 from userswap.system cimport (
     EAGAIN,
@@ -333,6 +333,8 @@ cdef void _finish_batch(Evictor *evictor) noexcept nogil:
     if mm.entered and not mm.helper_failed:
         _drop(engine, mm)
     pthread_mutex_unlock(&mm.helper_lock)
+    if evictor.leaves:
+        mm_leave(engine, mm)
     mm_put(engine, mm)
 
 

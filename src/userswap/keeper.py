@@ -116,7 +116,9 @@ class Keeper:
             ready = [fd for fd, _ in poller.poll()]
             message = self._to_engine.receive()
             if message is None and pidfd in ready:
-                raise UserswapError("the engine died before it was ready")
+                status = os.waitpid(self._engine, 0)[1]
+                self._engine = 0
+                raise UserswapError(f"the engine died before it was ready ({describe(status)})")
         os.close(pidfd)
         if message[0][0] == "failed":
             raise UserswapError(" ".join(message[0][1:]))
@@ -134,9 +136,11 @@ class Keeper:
                 self._await_engine()
                 break
             except UserswapError:
+                if self._engine:
+                    os.waitpid(self._engine, 0)
+                    self._engine = 0
                 if turn == TRIES - 1:
                     raise
-                os.waitpid(self._engine, 0)
         self._send_engine(f"watch {self._started}")
         if self._status is not None and not self._reported:
             self._send_engine("ended")
@@ -149,7 +153,8 @@ class Keeper:
         then = {area: area.fd for area in self._areas}
         for end in (self._to_engine, self._engines_end):
             if end is not None:
-                self._poller.unregister(end) if end is self._to_engine else None
+                with suppress(KeyError):  # that of an engine which did not come to work
+                    self._poller.unregister(end)
                 end.close()
         for area in self._areas:
             if area.process is not None:

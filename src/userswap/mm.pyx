@@ -14,6 +14,7 @@ from userswap.log cimport log_freed
 from userswap.pagetable cimport (
     TABLE_LEAF_PAGES,
     TABLE_REMOVED,
+    PageTable,
     table_free,
     table_get,
     table_make,
@@ -303,11 +304,12 @@ cdef void _put_values(void *context, uint64_t page, uint32_t *values, uint64_t c
 cdef void mm_settled(Engine *engine, Mm *mm) noexcept nogil:
     """Forgets what has departed, unless an event is under way: then a fork may be still to be told for which it
     counts."""
-    if mm.departed == NULL or not (mm.dead or sys_uffd_settled(mm.uffd)):
+    cdef PageTable *departed = mm.departed
+    if departed == NULL or not (mm.dead or sys_uffd_settled(mm.uffd)):
         return
-    table_visit(mm.departed, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _put_values, engine)
-    table_free(mm.departed)
-    mm.departed = NULL
+    store_pointer(<void **>&mm.departed, NULL)      # before what it names may be free
+    table_visit(departed, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _put_values, engine)
+    table_free(departed)
 
 
 cdef void _check_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:

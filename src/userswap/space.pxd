@@ -67,6 +67,6 @@ cdef void space_get(Space *space, uint32_t offset) noexcept nogil
 cdef uint64_t space_put(Space *space, uint32_t offset) noexcept nogil
 cdef void space_free(Space *space, uint32_t offset) noexcept nogil
 cdef int space_adopt(Space *space, Space *old, uint32_t offset) noexcept nogil
-cdef int space_adopt_words(Space *space, const Space *old) noexcept nogil
+cdef int space_adopt_begin(Space *space, const Space *old) noexcept nogil
 cdef uint64_t space_fill_code(Space *space, uint64_t value) noexcept nogil
 cdef uint64_t space_fill_value(Space *space, uint64_t payload) noexcept nogil

@@ -358,9 +358,6 @@ cdef int space_adopt(Space *space, Space *old, uint32_t offset) noexcept nogil:
     cdef Leaf *leaf
     if at >= old.leaf_end or entry_state(space_word(old, offset)) == FREE:
         return -EIO
-    while space.leaf_end <= at:
-        if not _leaf_begin(space, space.leaf_end):
-            return -ENOMEM
     if entry_state(_load(space, offset)) != FREE:
         space_get(space, offset)
         return 0
@@ -378,17 +375,22 @@ cdef int space_adopt(Space *space, Space *old, uint32_t offset) noexcept nogil:
     return 1
 
 
-cdef int space_adopt_words(Space *space, const Space *old) noexcept nogil:
-    """The table of repeated words. Returns 0, -EIO or -ENOMEM."""
+cdef int space_adopt_begin(Space *space, const Space *old) noexcept nogil:
+    """Before entries are adopted: all leaves that there were, since blocks know offsets of pages that are no more, and the
+    table of repeated words. Returns 0, -EIO or -ENOMEM."""
     cdef uint32_t place
-    if old.fill_count > space.fill_limit:
+    if old.fill_count > space.fill_limit or old.leaf_end > space.leaf_limit:
         return -EIO
-    for place in range(old.fill_count):
-        space.fill_words[place] = old.fill_words[place]
-    space.fill_count = old.fill_count
-    while 2 * space.fill_count >= space.fill_slots:
+    while space.leaf_end < old.leaf_end:
+        if not _leaf_begin(space, space.leaf_end):
+            return -ENOMEM
+    while 2 * old.fill_count >= space.fill_slots and old.fill_count > 0:
         if not _fill_grow(space):
             return -ENOMEM
+    for place in range(old.fill_count):
+        space.fill_words[place] = old.fill_words[place]
+        space.fill_count = place + 1
+        space.fill_index[_fill_slot(space, space.fill_words[place])] = place + 1
     return 0
 
 

@@ -6,4 +6,5 @@ from userswap.mm cimport Engine
 cdef int takeover_claim(Engine *old) noexcept nogil
 cdef int takeover_area(Engine *engine, Engine *old, int area, int fd, int shared) noexcept nogil
 cdef int takeover_all(Engine *engine, Engine *old) noexcept nogil
+cdef const char *takeover_damage() noexcept nogil
 cdef void takeover_begin(Engine *engine) noexcept nogil

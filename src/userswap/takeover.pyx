@@ -69,7 +69,7 @@ from userswap.pagetable cimport PageTable, table_get, table_make, table_set, tab
 from userswap.processes cimport Process, tree_find
 from userswap.ranges cimport Range, RangeBlock, Ranges, ranges_add, ranges_copy
 from userswap.slots cimport slots_order_areas
-from userswap.space cimport space_adopt, space_adopt_words, space_word
+from userswap.space cimport space_adopt, space_adopt_begin, space_word
 from userswap.stores cimport Store, store_init
 from userswap.system cimport (
     EIO,
@@ -81,6 +81,7 @@ from userswap.system cimport (
     sys_now_us,
     sys_page_absent,
     sys_process_dead,
+    sys_shared_wake,
     sys_since_us,
     sys_sleep_us,
     sys_uffd_wake_all,
@@ -104,6 +105,20 @@ from userswap.types cimport (
 cdef enum:
     HELPER_US = 30000000        # a helper is done by then with what it was asked for, or never will be
 
+cdef const char *_damage = b""
+
+
+cdef int _damaged(const char *what) noexcept nogil:
+    """What was left makes no sense. Always -EIO."""
+    global _damage
+    _damage = what
+    return -EIO
+
+
+cdef const char *takeover_damage() noexcept nogil:
+    return _damage
+
+
 cdef struct _Adopting:
     Engine *engine
     Engine *old
@@ -124,11 +139,11 @@ cdef int takeover_claim(Engine *old) noexcept nogil:
     makes no sense."""
     cdef uint32_t at
     if not arena_has(old, sizeof(Engine)) or not _has_blocks(&old.log):
-        return -EIO
+        return _damaged(b"no block table")
     for at in range(old.log.block_end):
         if old.log.blocks[at].state != BLOCK_FREE and old.log.blocks[at].data != NULL:
             if not buffer_claim(old.log.blocks[at].data):
-                return -EIO
+                return _damaged(b"a block lies where none can")
     return 0
 
 
@@ -197,7 +212,7 @@ cdef int _note_stored(Engine *engine, uint64_t word) noexcept nogil:
     cdef uint32_t at = stored_block(word)
     cdef Block *block
     if at >= engine.log.block_end:
-        return -EIO
+        return _damaged(b"an entry names no block")
     block = &engine.log.blocks[at]
     block.live += 1
     block.used = max(block.used, stored_index(word) + 1)
@@ -212,12 +227,16 @@ cdef int _adopt_offset(Engine *engine, Engine *old, uint32_t offset) noexcept no
     if offset == engine.zero_offset or offset == engine.shared_offset or offset == engine.hot_offset:
         return 0
     result = space_adopt(&engine.space, &old.space, offset)
+    if result == -EIO:
+        return _damaged(b"a page names no entry")
     if result != 1:
         return result
     word = space_word(&engine.space, offset)
     if entry_state(word) == STORED:
         return _note_stored(engine, word)
-    return -EIO if entry_state(word) == CACHED and not _is_in_batch(old, offset) else 0
+    if entry_state(word) == CACHED and not _is_in_batch(old, offset):
+        return _damaged(b"a page on its way out is in no batch")
+    return 0
 
 
 cdef uint32_t _settled_value(_Adopting *adopting, uint64_t page, uint32_t value) noexcept nogil:
@@ -270,7 +289,7 @@ cdef int _adopt_ranges(Ranges *ranges, Ranges *was) noexcept nogil:
         return 0
     if not arena_has(was.block, sizeof(RangeBlock)) or was.block.bytes != (
             sizeof(RangeBlock) + was.block.count * sizeof(Range)) or not arena_has(was.block, was.block.bytes):
-        return -EIO
+        return _damaged(b"a set of ranges")
     view.items = <Range *>(was.block + 1)
     view.count = <uint32_t>was.block.count
     return ranges_copy(ranges, &view)
@@ -299,6 +318,7 @@ cdef int _adopt_helper(Mm *mm, Mm *was) noexcept nogil:
     mm.found = True
     if helper_take(&mm.helper) != 0:
         return -ENOMEM
+    sys_shared_wake(&mm.helper.mailbox.posted)      # it may have been asked, and not been woken
     while not helper_is_idle(&mm.helper) and not sys_process_dead(mm.helper.pidfd):
         if mm.helper.mailbox.request not in (USERSWAP_NOTHING, USERSWAP_MOVE, USERSWAP_DROP):
             mm.helper_busy = True
@@ -382,7 +402,7 @@ cdef int _adopt_mms(Engine *engine, Engine *old) noexcept nogil:
         if was == NULL:
             continue
         if not arena_has(was, sizeof(Mm)):
-            return -EIO
+            return _damaged(b"an address space")
         if was.dead:
             continue
         result = _adopt_mm(engine, old, was)
@@ -436,7 +456,7 @@ cdef int _adopt_batch(Engine *engine, Engine *old) noexcept nogil:
     if was == NULL:
         return 0
     if not arena_has(was, sizeof(Evictor)) or was.batch.run_count > BATCH_RUNS or was.batch.pages > BATCH_PAGES:
-        return -EIO
+        return _damaged(b"the batch")
     engine.eviction = evictor = <Evictor *>arena_take(sizeof(Evictor))
     if evictor == NULL:
         return -ENOMEM
@@ -459,7 +479,7 @@ cdef int _adopt_batch(Engine *engine, Engine *old) noexcept nogil:
 
 cdef int _adopt_list(const void *was, void *into, uint64_t bytes) noexcept nogil:
     if not arena_has(was, bytes):
-        return -EIO
+        return _damaged(b"a list of a block")
     memcpy(into, was, bytes)
     return 0
 
@@ -498,7 +518,7 @@ cdef int _place_block(Log *log, uint32_t at, const Block *was) noexcept nogil:
     block.data = was.data
     if was.state == BLOCK_STORED:
         if was.area >= <uint32_t>log.area_count or log.areas[was.area].gone or was.slot >= log.areas[was.area].slot_end:
-            return -EIO
+            return _damaged(b"a block is in no slot")
         block.area = was.area
         block.slot = was.slot
         block.state = BLOCK_STORED
@@ -506,7 +526,7 @@ cdef int _place_block(Log *log, uint32_t at, const Block *was) noexcept nogil:
             block_list_add(log, LIST_KEPT, at, False)
         return 0
     if block.data == NULL:
-        return -EIO
+        return _damaged(b"a block is nowhere")
     block.state = BLOCK_FULL
     block.plain = plain
     log.plain += plain
@@ -527,13 +547,13 @@ cdef int _adopt_block(Log *log, uint32_t at, const Block *was) noexcept nogil:
     block.closed = was.closed
     block.left = was.left
     if was.state == BLOCK_FREE or block.used > INDEX_MAX:
-        return -EIO
+        return _damaged(b"an entry names a free block")
     result = _adopt_lists(block, was)
     if result != 0:
         return result
     block.bytes = _bytes_of(block)
     if block.bytes > BLOCK_BYTES:
-        return -EIO
+        return _damaged(b"the lengths of a block")
     log.blocks_used += 1
     return _place_block(log, at, was)
 
@@ -600,10 +620,10 @@ cdef int takeover_all(Engine *engine, Engine *old) noexcept nogil:
     if (engine.zero_offset != old.zero_offset or engine.shared_offset != old.shared_offset
             or engine.hot_offset != old.hot_offset or engine.space.narrow != old.space.narrow
             or engine.log.apart != old.log.apart):
-        return -EIO
+        return _damaged(b"another layout")
     _take_state(engine, old)
     engine.log.block_end = old.log.block_end
-    result = space_adopt_words(&engine.space, &old.space)
+    result = space_adopt_begin(&engine.space, &old.space)
     result = _adopt_mms(engine, old) if result == 0 else result
     result = _adopt_batch(engine, old) if result == 0 else result
     result = _adopt_blocks(&engine.log, &old.log) if result == 0 else result
@@ -656,12 +676,16 @@ cdef void _bind_left_alone(Engine *engine) noexcept nogil:
 
 cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
     """What is about one address space."""
+    cdef Evictor *evictor = <Evictor *>engine.eviction
     pthread_mutex_lock(&mm.lock)
     if mm.event.event != 0:
         event_apply(engine, mm)
     pthread_mutex_unlock(&mm.lock)
     if mm.entered and not _bind_process(engine, mm):
-        mm_leave(engine, mm)
+        if evictor != NULL and evictor.phase == EVICT_STORING and evictor.mm_id == mm.id:
+            evictor.leaves = True       # what its helper holds may be others' as well
+        else:
+            mm_leave(engine, mm)
     sys_uffd_wake_all(mm.uffd)      # faults that were read and not answered are raised again
 
 

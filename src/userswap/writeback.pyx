@@ -54,12 +54,13 @@ cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_
     cdef Forgetting *forgetting = <Forgetting *>context
     cdef Engine *engine = forgetting.engine
     cdef uint64_t at
+    cdef uint32_t value
     for at in range(count):
-        if (not is_present(values[at]) or copy_of(engine, values[at]) == 0
-                or offset_of(values[at]) == engine.zero_offset):
+        value = values[at]
+        if not is_present(value) or copy_of(engine, value) == 0 or offset_of(value) == engine.zero_offset:
             continue
-        entry_put(engine, offset_of(values[at]))
-        values[at] = present_value(age_of(values[at]), 0)       # still write-protected: one fault more
+        values[at] = present_value(age_of(value), 0)        # still write-protected: one fault more
+        entry_put(engine, offset_of(value))
         forgetting.copies += 1
 
 
