@@ -21,6 +21,7 @@ from userswap.system cimport (
     add_i64,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_crash_point,
     sys_page_absent,
 )
 from userswap.types cimport AGE_MAX, CACHED, PAGE_SHIFT, entry_make, offset_of, present_value
@@ -158,6 +159,7 @@ cdef int _move_once(Mm *mm, Batch *batch, uint32_t first_run, uint32_t *failed) 
         moved = 0
         if item.result > 0:
             moved = min(<uint32_t>(item.result >> PAGE_SHIFT), batch.runs[at].count - batch.runs[at].moved)
+        sys_crash_point(b"evict-moving")
         batch.runs[at].moved += moved
         batch.moved += moved
         if batch.runs[at].moved < batch.runs[at].count:
@@ -251,6 +253,7 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
             place = run.first + at
             if at < run.moved:
                 table_set(mm.table, run.page + at, batch.offsets[place])
+                sys_crash_point(b"evict-mark")
                 zeros += batch.offsets[place] == engine.zero_offset
                 if not batch.dirty[place]:
                     space_stamp(&engine.space, batch.offsets[place], evict_stamp(engine))

@@ -21,7 +21,7 @@ from userswap.log cimport (
     BlockList,
 )
 from userswap.slots cimport slot_return
-from userswap.system cimport ENOMEM, store_pointer, sys_futex_advance
+from userswap.system cimport ENOMEM, store_pointer, sys_crash_point, sys_futex_advance
 from userswap.types cimport BLOCK_PAGES
 
 
@@ -130,6 +130,7 @@ cdef bint _buffer_recycle(Log *log) noexcept nogil:
         if block.pins == 0 and not block.used_lately:
             log.dropped += block.packed
             block.left = log.dropped if block.packed else 0
+            sys_crash_point(b"buffer-recycled")
             _data_release(log, block)
             return True
         block.used_lately = False
@@ -152,6 +153,7 @@ cdef void block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
     block_list_take(log, at)
     if block.data != NULL:
         _data_release(log, block)
+    sys_crash_point(b"block-freeing")
     block_lists_free(block)
     block.state = BLOCK_FREE
     log.blocks_used -= 1
@@ -192,6 +194,7 @@ cdef void block_lists_shrink(Block *block) noexcept nogil:
     if owners == NULL or lengths == NULL or anchors == NULL:
         return      # without memory it is only larger than it need be
     store_pointer(<void **>&block.owners, owners)
+    sys_crash_point(b"lists-shrinking")
     store_pointer(<void **>&block.lengths, lengths)
     store_pointer(<void **>&block.anchors, anchors)
     block.room = block.used

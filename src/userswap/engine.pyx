@@ -118,8 +118,8 @@ cdef class Engine:
     desk: where the tracer is asked (Tracer.desk).
     may_spin: threads may look again and again for what they wait for, where a CPU is idle.
     entry_bits: the layout of entries, 64 or 32.
-    left: what an engine that died has left, to go on with: what its files() were, and of each area what it had open, and
-    what is open for it now: (fd then, fd, shared). None for a new one. The rest is as it was for that engine.
+    left: what an engine that died has left, to go on with: its files(), and of each area what it had open and what is
+        open for it now, as (fd then, fd, shared). None for a new one. The rest is as it was for that engine.
     Raises EngineError when the limit is too small or memory is short."""
 
     cdef EngineState *_state
@@ -192,8 +192,8 @@ cdef class Engine:
         return arena_fd(), buffers_fd()
 
     def open_files(self):
-        """The descriptors that its state speaks of, as a set. An engine that takes over needs no others of those that the
-        one before had."""
+        """The descriptors that its state speaks of, as a set. An engine that takes over needs no others of those that
+        the one before had."""
         cdef EngineState *engine = self._state
         cdef uint32_t position = 0
         cdef Mm *mm
@@ -259,7 +259,8 @@ cdef class Engine:
             raise OSError(-result, os.strerror(-result))
 
     def end_waits(self):
-        """No thread waits any more for a process that keeps blocks. The tree has ended: nobody wants what they keep."""
+        """No thread waits any more for a process that keeps blocks. The tree has ended: nobody wants what they
+        keep."""
         cdef Log *log = &self._state.log
         cdef int at
         pthread_mutex_lock(&log.lock)
@@ -339,8 +340,8 @@ cdef class Engine:
             engine.cpus += 1
 
     def watch(self):
-        """Starts the threads. What was taken over is this engine's from now on: what was left must not be taken over once
-        more. Raises EngineError."""
+        """Starts the threads. What was taken over is this engine's from now on: what was left must not be taken over
+        once more. Raises EngineError."""
         cdef EngineState *engine = self._state
         self._watching = True
         tree_measure_own(&engine.tree)

@@ -48,6 +48,7 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     store_flag,
+    sys_crash_point,
     sys_futex_advance,
     sys_futex_wait,
     sys_has_only_forked,
@@ -96,6 +97,7 @@ cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil
     mm.pagemap = pagemap
     mm.pid = pid
     mm.parent = 0
+    sys_crash_point(b"enter-bind")
     store_flag(&mm.entered, True)       # all of it is there
     pthread_mutex_unlock(&mm.lock)
     return 0
@@ -146,12 +148,14 @@ cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
         return -ENOMEM
     result = _bind(engine, mm, pid, &helper)
     if result == 0:
+        sys_crash_point(b"enter-bound")
         result = mm_insert(engine, mm)
     desk_taken(engine.desk)
     if result != 0:
         mm_leave(engine, mm)
         mm_put(engine, mm)
         return result
+    sys_crash_point(b"enter-inserted")
     mm_id[0] = mm.id
     _take_care(engine, mm)
     return 0

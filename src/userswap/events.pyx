@@ -33,6 +33,7 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     store_u32,
     store_u8,
+    sys_crash_point,
     sys_sleep_us,
     sys_uffd_read,
     sys_uffd_settled,
@@ -73,8 +74,10 @@ cdef void _unmapped(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noexce
             if not ranges_hit(&mm.taken, page, page + 1):
                 _forget_part(engine, mm, page, 1)
             page += 1
+    sys_crash_point(b"unmap-taken")
     store_u32(&mm.event_step, 1)
     ranges_remove(&mm.taken, start, end)
+    sys_crash_point(b"unmap-done")
     mm.rescan = True
 
 
@@ -86,6 +89,7 @@ cdef void _moved(Engine *engine, Mm *mm, uint64_t start, uint64_t to_page, uint6
         store_u32(&mm.event_step, 1)
     if mm.event_step == 1:
         mm_move(engine, mm, start, to_page, count)
+        sys_crash_point(b"move-moved")
         store_u32(&mm.event_step, 2)
     store_u32(&mm.move_step, 0)
     ranges_add(&mm.ranges, to_page, to_page + count)
@@ -93,13 +97,14 @@ cdef void _moved(Engine *engine, Mm *mm, uint64_t start, uint64_t to_page, uint6
         ranges_add(&mm.wiped, to_page, to_page + count)
     if ranges_hit(&mm.doubtful, start, start + count):
         ranges_add(&mm.doubtful, to_page, to_page + count)
+    sys_crash_point(b"move-children")
     mm.rescan = True
     forks_moved(engine, mm, start, to_page, count)
 
 
 cdef void event_apply(Engine *engine, Mm *mm) noexcept nogil:
-    """Applies Mm.event. It is forgotten only then: if we end in the middle of it, the engine that comes after calls this
-    again. So each step either may be done twice, or is noted in event_step."""
+    """Applies Mm.event. It is forgotten only then: if we end in the middle of it, the engine that comes after calls
+    this again. So each step either may be done twice, or is noted in event_step."""
     cdef uffd_msg *message = &mm.event
     cdef uint64_t start = message.arg.remove.start >> PAGE_SHIFT
     cdef uint64_t end = message.arg.remove.end >> PAGE_SHIFT
@@ -113,6 +118,7 @@ cdef void event_apply(Engine *engine, Mm *mm) noexcept nogil:
                message.arg.remap.len >> PAGE_SHIFT)
     elif message.event == UFFD_EVENT_FORK:
         forks_child(engine, mm, <int>message.arg.fork.ufd)
+    sys_crash_point(b"event-applied")
     store_u8(&mm.event.event, 0)
     store_u32(&mm.event_step, 0)
     mm.event_again = False
@@ -131,6 +137,7 @@ cdef int event_read(Engine *engine, Mm *mm, uffd_msg *message) noexcept nogil:
                 engine_stop(engine, b"an event of the program cannot be read: error", result)
             return 0
         mm.messages_read += 1
+        sys_crash_point(b"event-read")
         if mm.event.event == UFFD_EVENT_PAGEFAULT:
             message[0] = mm.event
             store_u8(&mm.event.event, 0)

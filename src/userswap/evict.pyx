@@ -50,6 +50,7 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     store_u32,
+    sys_crash_point,
     sys_futex_advance,
     sys_futex_wait,
     sys_name_thread,
@@ -114,6 +115,7 @@ cdef int _store(Evictor *evictor, uint32_t offset, const uint8_t *page, int whic
         memcpy(at, page, PAGE_BYTES)
     pthread_mutex_lock(&engine.space.lock)
     word = space_word(&engine.space, offset)
+    sys_crash_point(b"evict-store")
     if entry_state(word) != CACHED:
         pass
     elif entry_count(word) == 0:
@@ -174,6 +176,7 @@ cdef void _store_batch(Evictor *evictor, Mm *mm) noexcept nogil:
     for at in range(evictor.batch.run_count):
         if evictor.batch.runs[at].moved > 0:
             _store_run(evictor, mm, &evictor.batch.runs[at])
+    sys_crash_point(b"evict-stored")
     store_u32(&evictor.phase, EVICT_NOTHING)
 
 
@@ -189,6 +192,7 @@ cdef void _drop(Engine *engine, Mm *mm) noexcept nogil:
     mm.helper.mailbox.items[0].dst = 0
     if helper_call(&mm.helper) != 0:
         mm.helper_failed = True
+    sys_crash_point(b"evict-dropped")
     mm.staging_used = 0
     room_give(engine, mm.staging_pages)
     mm.staging_pages = 0
@@ -259,10 +263,14 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
         result = batch_allocate(engine, mm, batch)
         if result == 0:
             evictor.mm_id = mm.id
+            sys_crash_point(b"evict-allocated")
             store_u32(&evictor.phase, EVICT_MOVING)
             result = batch_move(engine, mm, batch)
+            sys_crash_point(b"evict-moved")
             batch_mark(engine, mm, batch)
+            sys_crash_point(b"evict-marked")
             store_u32(&evictor.phase, EVICT_STORING)
+            sys_crash_point(b"evict-storing")
             _count_copied(engine, mm, batch)
         else:
             writeback_failed(engine, result)

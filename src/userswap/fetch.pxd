@@ -7,5 +7,6 @@ from userswap.log cimport Log
 
 cdef bint log_in_memory(Log *log, uint32_t block) noexcept nogil
 cdef void log_fetch(Log *log, uint32_t block) noexcept nogil
+cdef void log_fetch_none(Log *log) noexcept nogil
 cdef bint log_fetch_next(Log *log) noexcept nogil
 cdef uint8_t *log_fetched(Log *log, uint32_t block) noexcept nogil

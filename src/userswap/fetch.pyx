@@ -27,7 +27,8 @@ cdef void log_fetch(Log *log, uint32_t block) noexcept nogil:
     """Asks for the block. Where there is much to do already, nothing."""
     cdef bint added = False
     pthread_mutex_lock(&log.lock)
-    if log.fetch_count < FETCHES and log.blocks[block].state == BLOCK_STORED and not log_in_memory(log, block):
+    if (log.fetch_count < FETCHES and not log.stopping and log.blocks[block].state == BLOCK_STORED
+            and not log_in_memory(log, block)):
         log.fetches[log.fetch_count] = block
         log.fetch_count += 1
         log.blocks[block].fetching = True
@@ -75,6 +76,17 @@ cdef bint log_fetch_next(Log *log) noexcept nogil:
     log_changed(log)
     pthread_mutex_unlock(&log.lock)
     return True
+
+
+cdef void log_fetch_none(Log *log) noexcept nogil:
+    """Nobody fetches any more: what is still wanted is let go."""
+    cdef int at
+    pthread_mutex_lock(&log.lock)
+    for at in range(log.fetch_count):
+        log.blocks[log.fetches[at]].fetching = False
+        log_unpin_locked(log, log.fetches[at])
+    log.fetch_count = 0
+    pthread_mutex_unlock(&log.lock)
 
 
 cdef uint8_t *log_fetched(Log *log, uint32_t block) noexcept nogil:

@@ -47,6 +47,7 @@ from userswap.system cimport (
     load_u32,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_crash_point,
     sys_futex_wait,
     sys_now_us,
     sys_pagemap_guard,
@@ -478,6 +479,7 @@ cdef uint32_t _put_run(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint3
     cdef uint32_t done = <uint32_t>(sys_uffd_copy(mm.uffd, (fill.start + first) << PAGE_SHIFT, data,
                                                   <uint64_t>count << PAGE_SHIFT, fill.keeps[first],
                                                   error) >> PAGE_SHIFT)
+    sys_crash_point(b"fill-copied")
     _mark_filled(worker, mm, fill, first, done)
     return done
 
@@ -556,9 +558,11 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     _look_ahead(engine, mm, page, &window)
     pthread_mutex_unlock(&mm.lock)
     begun = sys_now_us() if engine.log.packs else 0
+    sys_crash_point(b"fill-planned")
     result = _load(worker, &fill)
     if result == 0 and engine.log.packs:
         _tell_tier(engine, &fill, sys_now_us() - begun)
+    sys_crash_point(b"fill-loaded")
     if result == DAMAGED:
         engine_stop(engine, b"swapped memory came back damaged: block", fill.segment[0].block)
     elif result != 0 and result != -ECANCELED:      # the run is ending
@@ -573,5 +577,6 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
             add_i64(&engine.counters.faults_from_memory, 1)
         if fill.age > AGE_FRESH:
             add_i64(&engine.counters.pages_refaulted, 1)
+    sys_crash_point(b"fill-marked")
     _release(worker, &fill)
     return 0

@@ -38,6 +38,7 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     store_u32,
+    sys_crash_point,
     sys_signal_eventfd,
     sys_uffd_protect,
 )
@@ -195,8 +196,8 @@ cdef bint _is_known(Engine *engine, int uffd) noexcept nogil:
 
 
 cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
-    """The mm has forked; `uffd` is the child's. If an engine before has made it already, but may not have done all else,
-    it is only protected once more."""
+    """The mm has forked; `uffd` is the child's. If an engine before has made it already, but may not have done all
+    else, it is only protected once more."""
     cdef Mm *child
     cdef bint mark = limit_near(engine) or mm.present > room_left(engine) // 2
     if mm.event_again and _is_known(engine, uffd):
@@ -209,10 +210,12 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
         limit_burst(engine)
     mappings_unshared(engine, mm)
     child = _make_child(engine, mm, uffd, mark)
+    sys_crash_point(b"fork-made")
     mm.exposed = mm.exposed or not mark
     add_i64(&engine.counters.forks, 1)
     if child == NULL or mm_insert(engine, child) != 0:
         engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
+    sys_crash_point(b"fork-inserted")
     if mm.protect_wanted:       # the one that forked had still to go on from there
         mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
     sys_signal_eventfd(engine.attention)

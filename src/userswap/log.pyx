@@ -49,6 +49,7 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     store_pair,
     store_u8,
+    sys_crash_point,
     sys_futex_wait,
     sys_populate_whole,
     sys_release,
@@ -220,6 +221,7 @@ cdef void _close_block(Log *log, int which) noexcept nogil:
     block.closed = log.clock
     if not block.cleaned:
         block.born = log.clock
+    sys_crash_point(b"log-closing")
     block.state = BLOCK_FULL
     block_list_add(log, LIST_TIER if block.packed and not block.cleaned else LIST_QUEUE, at, False)
     block_lists_shrink(block)
@@ -293,6 +295,7 @@ cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint
         if block.used % ANCHOR_PAGES == 0:
             block.anchors[block.used // ANCHOR_PAGES] = block.bytes
     space_change(log.space, offset, STORED, stored_payload(log.open[which], block.used, stamp))
+    sys_crash_point(b"log-committed")
     block.used += 1
     block.bytes += length
     block.live += 1
@@ -486,11 +489,15 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
             break
         if slot == NO_SLOT:
             continue
+        sys_crash_point(b"log-writing")
         result = log.areas[area].write(&log.areas[area], slot, block.data)
         pthread_mutex_lock(&log.lock)
         if result == 0:
+            sys_crash_point(b"log-written")
             store_pair(&block.slot, slot, <uint32_t>area)
+            sys_crash_point(b"log-placed")
             store_u8(&block.state, BLOCK_STORED)
+            sys_crash_point(b"log-stored")
             block_not_plain(log, block)
             block_list_add(log, LIST_KEPT, at, False)
             block_free_if_unused(log, at)

@@ -52,6 +52,7 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
     store_u64,
+    sys_crash_point,
     sys_next_mapping,
     sys_next_task,
     sys_now_us,
@@ -256,15 +257,18 @@ cdef bint _register(Engine *engine, Mm *mm, procmap_query *mapping) noexcept nog
     cdef bint grown = ranges_hit(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     if sys_uffd_register(mm.uffd, start, end - start) != 0:
         return True
+    sys_crash_point(b"register-registered")
     if ranges_copy(&mm.before, &mm.ranges) != 0:
         return False
     mm.before_start = start >> PAGE_SHIFT
     store_u64(&mm.before_end, end >> PAGE_SHIFT)
     _forget_uncovered(engine, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     ranges_add(&mm.ranges, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+    sys_crash_point(b"register-added")
     if not grown:
         _mark_present(engine, mm, start, end)
     if _is_whole(mm, start, end) and sys_uffd_settled(mm.uffd):
+        sys_crash_point(b"register-marked")
         store_u64(&mm.before_end, 0)
         ranges_free(&mm.before)
         return True

@@ -95,7 +95,7 @@ cdef struct Mm:
     uint64_t staging_used   # bytes of the staging area in use, gaps included
     int64_t staging_pages   # pages in it
     uint64_t messages_read
-    uffd_msg event          # the one that is being applied; of the kind 0: none. Read to here, as its maker goes on then
+    uffd_msg event          # the one that is being applied; of the kind 0: none. Read to here: its maker goes on then
     uint32_t event_step     # how far that is (events.pyx)
     bint event_again        # an engine before has begun it
     uint32_t move_step      # of a move: 1 once what was at its new place is forgotten

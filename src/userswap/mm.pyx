@@ -39,6 +39,7 @@ from userswap.system cimport (
     store_flag,
     store_pointer,
     store_u32,
+    sys_crash_point,
     sys_now_us,
     sys_signal_eventfd,
     sys_uffd_settled,
@@ -81,6 +82,7 @@ cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil:
             mm.id = engine.mm_serial + step
             engine.mm_serial = mm.id + 1
             store_pointer(<void **>&engine.mms[at], mm)     # all of it is there
+            sys_crash_point(b"mm-inserted")
             break
     else:
         pthread_mutex_unlock(&engine.table_lock)
@@ -164,6 +166,7 @@ cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_lock(&mm.lock)
     if mm.entered:
         store_flag(&mm.entered, False)
+        sys_crash_point(b"leave-begun")
         pthread_mutex_unlock(&mm.lock)
         close(mm.maps)
         close(mm.pagemap)
@@ -183,6 +186,7 @@ cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil:
         epoll_ctl(engine.epolls[cpu], EPOLL_CTL_DEL, mm.uffd, &event)
     pthread_mutex_lock(&mm.lock)
     mm.dead = True
+    sys_crash_point(b"mm-dead")
     mm_forget(engine, mm, 0, <uint64_t>1 << WHOLE_TABLE_BITS)
     mm_settled(engine, mm)
     pthread_mutex_unlock(&mm.lock)
@@ -223,6 +227,7 @@ cdef void _forget_values(void *context, uint64_t page, uint32_t *values, uint64_
             continue
         value = values[at]
         values[at] = 0      # before its entry may be another page's
+        sys_crash_point(b"forget-value")
         if is_present(value):
             change.mm.present -= 1
         else:
@@ -244,7 +249,8 @@ cdef int64_t mm_forget(Engine *engine, Mm *mm, uint64_t page, uint64_t count) no
 
 
 cdef void mm_is_there(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
-    """A doubtful page has been brought back by an engine before. Perhaps it was written to since: its copy is nothing."""
+    """A doubtful page has been brought back by an engine before. Perhaps it was written to since: its copy is
+    nothing."""
     cdef uint32_t offset = offset_of(table_get(mm.table, page))
     table_set(mm.table, page, present_value(AGE_FRESH, 0))
     ranges_remove(&mm.doubtful, page, page + 1)
@@ -276,6 +282,7 @@ cdef void _move_values(void *context, uint64_t page, uint32_t *values, uint64_t 
         # Nobody fills the page at its new place: who was at it finds its value gone.
         if is_busy(value):
             value = offset_of(value)
+        sys_crash_point(b"move-value")
         if table_set(change.mm.table, page + at + change.shift, value) != 0:
             engine_stop(change.engine, b"no memory for a page table", 0)
         values[at] = 0
@@ -288,6 +295,7 @@ cdef void mm_move(Engine *engine, Mm *mm, uint64_t from_page, uint64_t to_page, 
     if mm.move_step == 0:
         mm_forget(engine, mm, to_page, count)
         store_u32(&mm.move_step, 1)
+        sys_crash_point(b"move-forgotten")
     change.engine = engine
     change.mm = mm
     change.shift = to_page - from_page

@@ -78,6 +78,7 @@ from userswap.system cimport (
     pthread_mutex_lock,
     pthread_mutex_trylock,
     pthread_mutex_unlock,
+    sys_crash_point,
     sys_release,
     sys_reserve,
 )
@@ -182,6 +183,7 @@ cdef int _move_page(Log *log, Mover *mover, uint32_t block, uint32_t index, cons
     if _still_there(log, offset, block, index):
         word = space_word(log.space, offset)
         log_commit(log, which, offset, place.length, place.codec, stored_stamp(word))
+        sys_crash_point(b"pack-moved")
         log_freed(log, word)
         result = <int>place.length
     pthread_mutex_unlock(&log.space.lock)

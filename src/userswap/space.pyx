@@ -376,8 +376,8 @@ cdef int space_adopt(Space *space, Space *old, uint32_t offset) noexcept nogil:
 
 
 cdef int space_adopt_begin(Space *space, const Space *old) noexcept nogil:
-    """Before entries are adopted: all leaves that there were, since blocks know offsets of pages that are no more, and the
-    table of repeated words. Returns 0, -EIO or -ENOMEM."""
+    """Before entries are adopted: all leaves that there were, since blocks know offsets of pages that are no more,
+    and the table of repeated words. Returns 0, -EIO or -ENOMEM."""
     cdef uint32_t place
     if old.fill_count > space.fill_limit or old.leaf_end > space.leaf_limit:
         return -EIO

@@ -46,6 +46,7 @@ from userswap.system cimport (
     pthread_mutex_unlock,
     pthread_t,
     store_pair,
+    sys_crash_point,
     sys_name_thread,
     sys_populate_whole,
     sys_release,
@@ -300,6 +301,7 @@ cdef void _switch(Mover *mover) noexcept nogil:
             if mover.to_area == TO_MEMORY:
                 log_keep_in(log, mover.at, mover.kept)
             else:
+                sys_crash_point(b"swapoff-switching")
                 store_pair(&block.slot, mover.to_slot, <uint32_t>mover.to_area)
         pthread_mutex_unlock(&log.lock)
         if not done:
@@ -313,6 +315,7 @@ cdef int _move(Mover *mover) noexcept nogil:
         return pack_empty(mover.moving.log, mover.moving.pack, mover.at)
     result = _copy(mover)
     if result == 0:
+        sys_crash_point(b"swapoff-copied")
         _switch(mover)
     return result
 

@@ -724,6 +724,28 @@ static inline void sys_unhurry(pid_t tid, struct sys_schedule *was)
 	was->size = 0;
 }
 
+/* Where an engine may be killed, for tests: at the n-th pass of the point that USERSWAP_CRASH names, as "name:n". */
+#ifdef USERSWAP_CRASH_POINTS
+static inline void sys_crash_point(const char *name)
+{
+	static int passes;
+	const char *armed = getenv("USERSWAP_CRASH");
+	size_t length = strlen(name);
+
+	if (!armed || strncmp(armed, name, length) != 0 || armed[length] != ':')
+		return;
+	if (__atomic_add_fetch(&passes, 1, __ATOMIC_RELAXED) != atoi(armed + length + 1))
+		return;
+	for (;;)
+		kill(getpid(), SIGKILL);
+}
+#else
+static inline void sys_crash_point(const char *name)
+{
+	(void)name;
+}
+#endif
+
 static inline void sys_signal_eventfd(int fd)
 {
 	uint64_t one = 1;

@@ -178,6 +178,7 @@ cdef extern from "system.h" nogil:
     void sys_hurry(pid_t, int, sys_schedule *)
     void sys_unhurry(pid_t, sys_schedule *)
     void sys_signal_eventfd(int)
+    void sys_crash_point(const char *)
 
 cdef extern from * nogil:
     """

@@ -9,9 +9,9 @@ Nothing of that is changed, so it can be done again if this engine dies, too. Wh
     Mm.event        an event of which the program was told that it was heard
     the batch       that was being evicted: from staging is told which pages have gone there
 
-All else is made anew. A thread of the engine that died may have been anywhere, but it ended with all that the kernel was
-doing for it; the helpers live, and finish what they were asked for. The programs live as well: their faults wait until
-they are raised anew (UFFDIO_WAKE), and what else they do waits at its event, which is not read.
+All else is made anew. A thread of the engine that died may have been anywhere, but it ended with all that the kernel
+was doing for it; the helpers live, and finish what they were asked for. The programs live as well: their faults wait
+until they are raised anew (UFFDIO_WAKE), and what else they do waits at its event, which is not read.
 
     takeover_claim, takeover_area, takeover_all     make the state. Nobody outside sees a change
     takeover_begin                                  from here on the old state is no more: events are applied, helpers
@@ -78,6 +78,7 @@ from userswap.system cimport (
     UFFD_EVENT_PAGEFAULT,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_crash_point,
     sys_now_us,
     sys_page_absent,
     sys_process_dead,
@@ -135,8 +136,8 @@ cdef bint _has_blocks(Log *log) noexcept nogil:
 
 
 cdef int takeover_claim(Engine *old) noexcept nogil:
-    """What blocks lie in stays as it is: to be called before any buffer is made. Returns 0, or -EIO where what was left
-    makes no sense."""
+    """What blocks lie in stays as it is: to be called before any buffer is made. Returns 0, or -EIO where what was
+    left makes no sense."""
     cdef uint32_t at
     if not arena_has(old, sizeof(Engine)) or not _has_blocks(&old.log):
         return _damaged(b"no block table")
@@ -575,7 +576,8 @@ cdef int _adopt_blocks(Log *log, Log *old) noexcept nogil:
 
 
 cdef int _share_buffers(Log *log) noexcept nogil:
-    """As many blocks may stay in memory as do; buffers that are too many go as they come free. Returns 0 or -ENOMEM."""
+    """As many blocks may stay in memory as do; buffers that are too many go as they come free. Returns 0 or
+    -ENOMEM."""
     cdef uint32_t at
     for at in range(log.block_end):
         log.buffers_made += log.blocks[at].data != NULL
@@ -625,12 +627,14 @@ cdef int takeover_all(Engine *engine, Engine *old) noexcept nogil:
     engine.log.block_end = old.log.block_end
     result = space_adopt_begin(&engine.space, &old.space)
     result = _adopt_mms(engine, old) if result == 0 else result
+    sys_crash_point(b"takeover-mms")
     result = _adopt_batch(engine, old) if result == 0 else result
     result = _adopt_blocks(&engine.log, &old.log) if result == 0 else result
     result = _share_buffers(&engine.log) if result == 0 else result
     for area in range(engine.log.area_count):
         if not engine.log.areas[area].gone:
             result = _find_free_slots(&engine.log, area) if result == 0 else result
+    sys_crash_point(b"takeover-made")
     slots_order_areas(&engine.log)
     return result
 
@@ -679,6 +683,7 @@ cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
     cdef Evictor *evictor = <Evictor *>engine.eviction
     pthread_mutex_lock(&mm.lock)
     if mm.event.event != 0:
+        sys_crash_point(b"takeover-event")
         event_apply(engine, mm)
     pthread_mutex_unlock(&mm.lock)
     if mm.entered and not _bind_process(engine, mm):
@@ -686,6 +691,7 @@ cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
             evictor.leaves = True       # what its helper holds may be others' as well
         else:
             mm_leave(engine, mm)
+    sys_crash_point(b"takeover-wake")
     sys_uffd_wake_all(mm.uffd)      # faults that were read and not answered are raised again
 
 

@@ -17,6 +17,7 @@ from userswap.system cimport (
     ENOENT,
     ESRCH,
     add_i64,
+    sys_crash_point,
     sys_uffd_copy,
     sys_uffd_unprotect,
     sys_uffd_wake,
@@ -86,6 +87,7 @@ cdef int touch_page(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
         window.start = page
         window.count = 1
         done = sys_uffd_copy(mm.uffd, page << PAGE_SHIFT, engine.zeros, PAGE_BYTES, False, &error) >> PAGE_SHIFT
+    sys_crash_point(b"touch-copied")
     _mark_touched(engine, mm, window.start, done, AGE_READAHEAD if window.count >= STREAMING else AGE_FRESH)
     window.count = <uint32_t>max(done, <uint64_t>1)
     readahead_done(&mm.touches, &window)
@@ -167,6 +169,7 @@ cdef int touch_unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
         high += 1
     while low > window.start and _give_up_copy(worker.engine, mm, low - 1, &room, &copied):
         low -= 1
+    sys_crash_point(b"unprotect-given-up")
     room_take(worker.engine, before - room)
     add_i64(&worker.engine.copied, copied)
     window.start = low

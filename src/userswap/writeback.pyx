@@ -4,7 +4,7 @@ full."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.fetch cimport log_fetch_next
+from userswap.fetch cimport log_fetch_next, log_fetch_none
 from userswap.log cimport log_free_slots, log_write_next
 from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
 from userswap.pack cimport pack_clean, pack_clean_ahead, pack_compact, pack_next
@@ -125,6 +125,7 @@ cdef void *fetch_main(void *argument) noexcept nogil:
             tier_fetched(engine, sys_now_us() - begun)
         else:
             sys_futex_wait(&engine.log.fetch_wanted, seen, FOR_EVER_US)
+    log_fetch_none(&engine.log)
     return NULL
 
 

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Engines that die, and others that take over: the program goes on, and sees no wrong byte. Killed at any
+moment, more often by `make torture-kills`; and, in a build of its own, at each point at which the state
+changes."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from support import (
+    ENGINE,
+    EXIT_OWN_ERROR,
+    HELPER,
+    MIB,
+    PLUGINS_ENV,
+    Live,
+    Programs,
+    Run,
+    Runner,
+    Verbs,
+    name_of,
+    stat_of,
+    tree_of,
+    wait_until,
+)
+
+SOURCES = Path(__file__).parent.parent / "src" / "userswap"
+RAM = 96 * MIB
+KILLS = int(os.environ.get("USERSWAP_KILLS", "90"))  # in all
+ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
+CHECKED = {"USERSWAP_CHECK": "1"}
+# While there is no engine nobody holds back what a program maps anew: the limit holds again when there is
+# one.
+UNBOUNDED = float("inf")
+
+# Where sys_crash_point is. Those of a fork, of a move and of taking over come by once or more for each
+# engine: it has to get beyond them.
+POINTS = sorted(
+    {
+        point
+        for file in SOURCES.glob("*.pyx")
+        for point in re.findall(r'sys_crash_point\(b"([a-z-]+)"\)', file.read_text())
+    }
+)
+RARE = {"swapoff-copied", "swapoff-switching"}  # have a test of their own
+EVER = {"takeover-mms", "takeover-made", "takeover-wake", "takeover-event"}
+
+
+# ---- engines and their end
+
+
+def engines(live: Live) -> list[int]:
+    return [pid for pid in tree_of(live.pid) if name_of(pid) == ENGINE]
+
+
+def threads(pid: int) -> int:
+    with suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/task"))
+    return 0
+
+
+def working_engine(live: Live, but: int = 0) -> int:
+    """Waits for an engine that has its threads. 0 when the program has ended meanwhile."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [pid for pid in engines(live) if pid != but and threads(pid) > 9]
+        return bool(found) or live.process.poll() is not None
+
+    wait_until(is_there, 10, "there is an engine that works")
+    return found[0] if found else 0
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def descriptors_of_keeper(live: Live) -> int:
+    (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == "userswap-keeper"]
+    return len(os.listdir(f"/proc/{keeper}/fd"))
+
+
+def end_by_signal(live: Live, name: str) -> Run:
+    (program,) = [pid for pid in tree_of(live.pid) if name_of(pid) == name[:15]]
+    os.kill(program, signal.SIGTERM)
+    run = live.finish(30)
+    assert run.returncode == 128 + signal.SIGTERM, run.describe()
+    assert b"WRONG" not in run.stderr, run.describe()
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_the_program_goes_on(userswap: Runner, programs: Programs, number: signal.Signals) -> None:
+    command = [programs("loop_verify"), "160"]
+    with userswap.start(command, RAM, env=CHECKED) as live:
+        live.wait_for_line("ready", 60)
+        engine = working_engine(live)
+        start = time.monotonic()
+        kill(engine, number)
+        working_engine(live, but=engine)
+        assert time.monotonic() - start < 1
+        run = end_by_signal(live, Path(command[0]).name)
+    assert run.stats["takeovers"] == 1
+    assert run.stats["pages_in"] > 0
+    assert run.stderr == b"", run.describe()
+
+
+def test_before_anything_is_swapped(userswap: Runner, programs: Programs) -> None:
+    with userswap.start([programs("fill_fast"), "256", "1"], RAM, env=CHECKED) as live:
+        kill(working_engine(live))
+        run = live.finish(60)
+    assert (run.returncode, run.stdout[-3:]) == (0, b"ok\n"), run.describe()
+    assert run.stats["takeovers"] == 1
+    assert run.stats["pages_evicted"] > 0
+
+
+def test_engine_and_keeper_killed_stop_the_program(userswap: Runner, programs: Programs) -> None:
+    """It never reads zeros instead."""
+    with userswap.start([programs("loop_verify"), "160"], RAM) as live:
+        live.wait_for_line("ready", 60)
+        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == "userswap-keeper"]
+        kill(keeper)
+        kill(working_engine(live))
+        run = live.finish(30)
+    assert run.returncode == EXIT_OWN_ERROR, run.describe()
+    assert b"WRONG" not in run.stderr, run.describe()
+    assert re.search(rb"^userswap: its keeper died", run.stderr, re.MULTILINE), run.describe()
+
+
+@pytest.mark.parametrize(("mib", "ram", "threads", "processes", "seed"), ROUNDS)
+def test_killed_at_random(
+    userswap: Runner, programs: Programs, mib: int, ram: int, threads: int, processes: int, seed: int
+) -> None:
+    """Not one wrong byte, lost page or leak: the last engine checks that nothing is left."""
+    kills = max(1, KILLS // len(ROUNDS))
+    rng = random.Random(time.time_ns())
+    command = [programs("torture"), str(max(8, kills // 4)), *map(str, (mib, threads, processes, seed))]
+    killed, slowest = 0, 0.0
+    with userswap.start(command, ram, env=CHECKED, tolerance=UNBOUNDED) as live:
+        engine = working_engine(live)
+        while killed < kills and live.process.poll() is None:
+            time.sleep(rng.random() * 0.3)  # the moment at which it is killed, not a wait for something
+            kill(engine)
+            killed += 1
+            start = time.monotonic()
+            engine = working_engine(live, but=engine)
+            slowest = max(slowest, time.monotonic() - start) if engine else slowest
+        opened = descriptors_of_keeper(live) if live.process.poll() is None else 0
+        run = live.finish(4 * kills + 120)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert killed > kills // 2, run.describe()
+    assert killed - 1 <= run.stats["takeovers"] <= killed, run.describe()
+    assert run.stats["pages_evicted"] > 1000, run.describe()
+    assert opened < 400 + 12 * (1 + run.stats["processes_attached"]), opened
+    print(f"{killed} killed, replaced within {slowest:.3f} s, peak {run.sampled.peak_bytes / ram:.2f}")
+
+
+# ---- at each point
+
+
+@pytest.fixture(scope="session")
+def crashing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which userswap is a build whose engine can be killed at its points."""
+    folder = tmp_path_factory.mktemp("crashing")
+    package, build = folder / "userswap", folder / "build"
+    options = ["-Dcrash_points=true", "--buildtype=plain"]
+    for command in (
+        ["meson", "setup", str(build), str(SOURCES.parent.parent), *options],
+        ["ninja", "-C", str(build)],
+    ):
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        subprocess.run(
+            command, check=True, capture_output=True, timeout=600, env={**os.environ, "PATH": path}
+        )
+    package.mkdir()
+    for file in [*SOURCES.glob("*.py"), *build.glob("src/userswap/*.so")]:
+        (package / file.name).symlink_to(file)
+    return {"PYTHONPATH": str(folder)}
+
+
+def torture(programs: Programs, seed: int, seconds: int = 4) -> list[str]:
+    return [programs("torture"), str(seconds), "128", "3", "2", str(seed)]
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if point not in RARE | EVER])
+def test_killed_at_each_point(
+    userswap: Runner, programs: Programs, crashing: dict[str, str], point: str
+) -> None:
+    """Each engine is killed when it comes by for the n-th time. One that never does ends the run without a
+    death."""
+    passes = 2 + POINTS.index(point) % 5
+    environment = {**crashing, **CHECKED, "USERSWAP_CRASH": f"{point}:{passes}"}
+    command = torture(programs, POINTS.index(point))
+    run = userswap(command, 64 * MIB, timeout=120, env=environment, tolerance=UNBOUNDED)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["takeovers"] > 0, run.describe()
+
+
+@pytest.mark.parametrize("point", sorted(EVER - {"takeover-event"}))
+def test_engines_that_do_not_come_to_work(
+    userswap: Runner, programs: Programs, crashing: dict[str, str], point: str
+) -> None:
+    """Each dies while it takes over. In the end the program is stopped, and has seen no wrong byte."""
+    environment = {**crashing, "USERSWAP_CRASH": f"{point}:1"}
+    with userswap.start([programs("loop_verify"), "160"], RAM, env=environment) as live:
+        live.wait_for_line("ready", 60)
+        if (
+            point == "takeover-wake"
+        ):  # by then it works: the next one takes over, and so on, until somebody ends it
+            engine = working_engine(live)
+            for _ in range(5):
+                kill(engine)
+                wait_until(lambda e=engine: stat_of(e) is None, 10, "it is gone")  # type: ignore[misc]
+            run = end_by_signal(live, "loop_verify-gcc")
+            return
+        kill(working_engine(live))
+        run = live.finish(60)
+    assert run.returncode == EXIT_OWN_ERROR, run.describe()
+    assert b"WRONG" not in run.stderr, run.describe()
+    assert re.search(rb"^userswap: the engine died .* no other one could take over", run.stderr), (
+        run.describe()
+    )
+
+
+# ---- what goes with it
+
+
+def test_areas_and_limit_are_as_they_were(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    command = [programs("loop_verify"), "160"]
+    with userswap.start(command, RAM, swap=[f"{first}:400M"], env={**verbs.env, **CHECKED}) as live:
+        live.wait_for_line("ready", 60)
+        verbs("swapon", f"{second}:300M:free", "--priority", "7")
+        verbs("limit", "90M")
+        before = verbs.engine()
+        engine = working_engine(live)
+        kill(engine)
+        working_engine(live, but=engine)
+        wait_until(lambda: len(verbs.sockets()) == 1, 10, "it can be talked to")
+        after = verbs.engine()
+        assert after["pid"] == before["pid"]
+        assert after["ram_limit_bytes"] == 90 * MIB
+        assert after["takeovers"] == 1
+        assert [{**area, "used_bytes": 0} for area in after["areas"]] == [
+            {**area, "used_bytes": 0} for area in before["areas"]
+        ]
+        verbs("swapoff", f"{first}")
+        assert list(verbs.areas()) == ["second:300M:free"]
+        end_by_signal(live, Path(command[0]).name)
+
+
+def test_a_store_of_python_goes_on(userswap: Runner, programs: Programs, disk: Path) -> None:
+    command = [programs("loop_verify"), "160"]
+    environment = {**PLUGINS_ENV, **CHECKED}
+    with userswap.start(command, RAM, swap=[f"folder://{disk}:400M"], env=environment) as live:
+        live.wait_for_line("ready", 60)
+        engine = 0
+        for _ in range(5):
+            engine = working_engine(live, but=engine)
+            kill(engine)
+        working_engine(live, but=engine)
+        run = end_by_signal(live, Path(command[0]).name)
+    assert run.stats["takeovers"] == 5
+    assert run.stderr == b"", run.describe()
+
+
+def test_a_swapoff_begins_anew(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path, crashing: dict[str, str]
+) -> None:
+    """Killed again and again amid it: what was moved stays moved, and in the end the area is empty."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    command = [programs("loop_verify"), "160"]
+    for point in sorted(RARE):
+        environment = {**verbs.env, **crashing, **CHECKED, "USERSWAP_CRASH": f"{point}:20"}
+        swap = [f"{first}:400M", f"{second}:400M"]
+        with userswap.start(command, RAM, swap=swap, env=environment) as live:
+            live.wait_for_line("ready", 60)
+            for _ in range(40):
+                wait_until(
+                    lambda: bool(working_engine(live)) and bool(verbs.sockets()), 10, "it can be talked to"
+                )
+                done = verbs.start("swapoff", f"{first}")
+                done.communicate(timeout=60)
+                if done.returncode == 0:
+                    break
+            wait_until(lambda: bool(verbs.sockets()), 10, "it can be talked to")
+            assert list(verbs.areas()) == ["second:400M"]
+            run = end_by_signal(live, Path(command[0]).name)
+        assert run.stats["takeovers"] > 1, run.describe()
+
+
+def test_it_can_happen_after_the_program_has_ended(
+    userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path
+) -> None:
+    """Its children live on, and so does what they have swapped."""
+    script = f"{programs('loop_verify')} 160 > {tmp_path}/out 2>&1 & exit 3"
+    command = [
+        sys.executable,
+        "-m",
+        "userswap",
+        "run",
+        "--quiet",
+        "--ram",
+        str(RAM),
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]
+    done = subprocess.run(command, env={**os.environ, **verbs.env}, timeout=60)
+    assert done.returncode == 3
+    wait_until(lambda: b"ready" in (tmp_path / "out").read_bytes(), 60, "it is filled")
+    keeper = verbs.engine()["pid"]
+    (program,) = [one["pid"] for one in verbs.engine()["programs"]]
+    (engine,) = [pid for pid in tree_of(keeper) if name_of(pid) == ENGINE]
+    kill(engine)
+    wait_until(lambda: json.loads(verbs("status", "--json"))["engines"] != [], 10, "there is another one")
+    assert verbs.engine()["takeovers"] == 1
+    before = verbs.engine()["faults"]
+    wait_until(lambda: verbs.engine()["faults"] > before, 30, "faults are served")
+    os.kill(program, signal.SIGKILL)
+    wait_until(lambda: stat_of(keeper) is None, 30, "nothing is left")
+    assert b"WRONG" not in (tmp_path / "out").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def no_helper_left() -> Iterator[None]:
+    def helpers() -> list[int]:
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name_of(int(pid)) == HELPER]
+
+    before: Callable[[], set[int]] = lambda: set(helpers())  # noqa: E731
+    known = before()
+    yield
+    wait_until(lambda: set(helpers()) <= known, 10, "no helper is left")
