@@ -25,6 +25,7 @@ class Engine:
         desk: int,
         may_spin: bool,
         entry_bits: int = 64,
+        left: tuple[int, int, Sequence[tuple[int, int, int]]] | None = None,
     ) -> None:
         self._mode = os.environ.get("USERSWAP_STANDIN", "")
         self._trigger = os.environ.get("USERSWAP_TRIGGER", "")
@@ -33,7 +34,7 @@ class Engine:
         self._keeper = keeper_pid
         self._own = list(own_pids)
         self._seen: list[int] = []
-        self._areas = 0
+        self._areas = [fd for _, fd, _ in left[2]] if left is not None else []
         if self._mode == "refuse":
             raise EngineError(f"--ram {ram_limit_bytes} is too small: 8 MiB is the least")
         assert os.getppid() == keeper_pid
@@ -42,8 +43,17 @@ class Engine:
     def swapon(self, fd: int, size: int, priority: int, frees: bool, shared: int = -1) -> int:
         assert size % (2 << 20) == 0
         assert os.fstat(fd)
-        self._areas += 1
-        return self._areas - 1
+        self._areas.append(fd)
+        return len(self._areas) - 1
+
+    def files(self) -> tuple[int, int]:
+        return self._event, self._event
+
+    def open_files(self) -> set[int]:
+        return {self._event, *self._areas}
+
+    def area_files(self) -> dict[int, int]:
+        return {fd: number for number, fd in enumerate(self._areas)}
 
     def watch(self) -> None:
         if self._mode == "fail":

@@ -24,6 +24,7 @@ TOLERANCE = 1.05
 EXIT_OWN_ERROR = 125
 HELPER = "userswap-helper"
 ENGINE = "userswap-engine"
+KEEPER = "userswap-keeper"
 USERFAULTFD = "anon_inode:[userfaultfd]"
 # Becomes the program once somebody writes to the pipe: by then it is being sampled.
 WAIT_AT_GATE = ("sh", "-c", 'read -r line < "$1" && shift && exec "$@"', "sh")

@@ -18,6 +18,7 @@ import pytest
 from support import (
     ENGINE,
     EXIT_OWN_ERROR,
+    KEEPER,
     MIB,
     Programs,
     Runner,
@@ -125,20 +126,6 @@ def test_swap_exhausted_stops_the_program(userswap: Runner, programs: Programs, 
     assert re.search(rb"^userswap: .*swap", run.stderr, re.MULTILINE), run.describe()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_engine_killed_stops_the_program(
-    userswap: Runner, programs: Programs, number: signal.Signals
-) -> None:
-    with userswap.start([programs("loop_verify"), "160"], RAM) as live:
-        live.wait_for_line("ready", 60)
-        os.kill(engine_of(live.pid), number)
-        run = live.finish(30)
-    assert run.returncode == EXIT_OWN_ERROR, run.describe()
-    assert run.number("evicted") > 0, run.describe()
-    assert b"WRONG" not in run.stderr, run.describe()
-    assert re.search(rb"^userswap: .*engine", run.stderr, re.MULTILINE), run.describe()
-
-
 def has_written(engine: int) -> bool:
     """Whether there is anything in its swap file, which has no name."""
     for fd in Path(f"/proc/{engine}/fd").iterdir():
@@ -148,12 +135,14 @@ def has_written(engine: int) -> bool:
     return False
 
 
-def test_engine_killed_while_the_program_fills(userswap: Runner, programs: Programs) -> None:
+def test_keeper_killed_while_the_program_fills(userswap: Runner, programs: Programs) -> None:
+    """Nobody would take over if the engine died. (What happens if that dies: test_takeover.py.)"""
     with userswap.start([programs("futex_evicted"), "4096"], RAM) as live:
         wait_until(lambda: ENGINE in map(name_of, tree_of(live.pid)), 30, "there is an engine")
         engine = engine_of(live.pid)
         wait_until(lambda: has_written(engine), 30, "something is swapped")
-        os.kill(engine, signal.SIGKILL)
+        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
+        os.kill(keeper, signal.SIGKILL)
         run = live.finish(30)
     assert run.returncode == EXIT_OWN_ERROR, run.describe()
     assert b"WRONG" not in run.stderr, run.describe()

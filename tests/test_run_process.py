@@ -544,15 +544,28 @@ def tree_of_three(userswap: list[str], tmp_path: Path) -> tuple["subprocess.Pope
 
 
 def test_engine_killed(userswap: list[str], tmp_path: Path) -> None:
+    """Another one takes over, and nobody notices."""
     process, pids = tree_of_three(userswap, tmp_path)
     (engine,) = engines()
     os.kill(engine, signal.SIGKILL)
-    status, _, err = end(process)
-    assert status == 125
-    assert err == (
-        "userswap: the engine died (signal 9): the program was stopped, since its swapped memory is gone\n"
-    )
-    wait_until(lambda: all(map(gone, pids)), "the program lives on without its engine")
+    wait_until(lambda: engines() not in ([], [engine]), "no other engine takes over")
+    assert not any(map(gone, pids))
+    os.kill(pids[0], signal.SIGTERM)
+    os.kill(pids[1], signal.SIGTERM)
+    assert end(process) == (0, "", "")
+
+
+def test_engine_killed_when_it_has_just_begun(userswap: list[str]) -> None:
+    process = start([*userswap, "sh", "-c", "read line; echo got-$line; exit 5"], stdin=subprocess.PIPE)
+    for _ in range(3):
+        wait_until(engines, "there is no engine")
+        for engine in engines():
+            os.kill(engine, signal.SIGKILL)
+    out, err = process.communicate("word\n", timeout=PATIENCE_SECONDS)
+    if process.returncode == 125:  # so early that the program had not begun
+        assert (out, "died" in err) == ("", True)
+    else:
+        assert (process.returncode, out, err) == (5, "got-word\n", "")
 
 
 def test_front_killed(userswap: list[str], tmp_path: Path) -> None:
@@ -586,6 +599,7 @@ def test_children_outlive_the_program(userswap: list[str], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("who", ["userswap-engine", "userswap-keeper"])
 def test_killed_after_the_program_has_ended(userswap: list[str], who: str) -> None:
+    """Without the keeper the tree ends; another engine takes over."""
     script = "(sleep 1001 & setsid sleep 1002 & echo $!; wait) > /dev/null 2>&1 & echo $!"
     process = start([*userswap, "sh", "-c", script])
     child = int(line_of(process))
@@ -595,6 +609,11 @@ def test_killed_after_the_program_has_ended(userswap: list[str], who: str) -> No
     pids = [child, *map(int, children.read_text().split())]
     (killed,) = engines(who)
     os.kill(killed, signal.SIGKILL)
+    if who == "userswap-engine":
+        wait_until(lambda: engines() not in ([], [killed]), "no other engine takes over")
+        assert not any(map(gone, pids))
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
     wait_until(lambda: all(map(gone, pids)), "children live on without their engine")
 
 

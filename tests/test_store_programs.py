@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from support import (
+    ENGINE,
     EXIT_OWN_ERROR,
+    KEEPER,
     MIB,
     PLUGINS,
     PLUGINS_ENV,
@@ -199,10 +201,10 @@ def test_the_end_of_a_program_does_not_wait_for_a_store_that_stalls(
 ) -> None:
     with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk) as live:
         Stall(disk, verb).wait()
-        engine = engine_of(live.pid)
+        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
         (program,) = [pid for pid in tree_of(live.pid) if name_of(pid).startswith("reread")]
         os.kill(program, signal.SIGTERM)
-        wait_until(lambda: stat_of(engine) is None, 30, "the engine has ended")
+        wait_until(lambda: stat_of(keeper) is None, 30, "the keeper has ended")
         run = live.finish(30)
     assert run.returncode == 128 + signal.SIGTERM, run.describe()
     assert run.stderr == b"", run.describe()
@@ -238,12 +240,27 @@ def test_the_end_of_a_program_does_not_wait_for_a_swapoff_that_stalls(
     assert (run.returncode, run.stderr) == (128 + signal.SIGKILL, b""), run.describe()
 
 
-def test_an_engine_that_is_killed_leaves_no_store(userswap: Runner, programs: Programs, disk: Path) -> None:
+def test_a_keeper_that_is_killed_leaves_no_store(userswap: Runner, programs: Programs, disk: Path) -> None:
     with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk) as live:
         Stall(disk, "read").wait()
-        os.kill(engine_of(live.pid), signal.SIGKILL)
-        lines = stopped(live, rb"the engine died \(signal 9\): .*")
+        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
+        os.kill(keeper, signal.SIGKILL)
+        lines = stopped(live, rb"its keeper died \(signal 9\): .*")
     assert len(lines) == 1, lines
+
+
+def test_a_store_that_stalls_while_another_engine_takes_over(
+    userswap: Runner, programs: Programs, disk: Path
+) -> None:
+    """What it was amid is nobody's any more."""
+    with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk) as live:
+        stall = Stall(disk, "read")
+        stall.wait()
+        os.kill(engine_of(live.pid), signal.SIGKILL)
+        wait_until(lambda: ENGINE in map(name_of, tree_of(live.pid)), 10, "another one is there")
+        (disk / "stalled").unlink()
+        stall.release()
+        finish(live)
 
 
 def test_a_store_ends_by_itself_and_what_it_started_with_it(userswap: Runner, disk: Path) -> None:

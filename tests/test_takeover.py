@@ -21,6 +21,7 @@ from support import (
     ENGINE,
     EXIT_OWN_ERROR,
     HELPER,
+    KEEPER,
     MIB,
     PLUGINS_ENV,
     Live,
@@ -37,6 +38,7 @@ from support import (
 SOURCES = Path(__file__).parent.parent / "src" / "userswap"
 RAM = 96 * MIB
 KILLS = int(os.environ.get("USERSWAP_KILLS", "90"))  # in all
+SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "2"))  # at each point
 ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
 CHECKED = {"USERSWAP_CHECK": "1"}
 # While there is no engine nobody holds back what a program maps anew: the limit holds again when there is
@@ -54,6 +56,14 @@ POINTS = sorted(
 )
 RARE = {"swapoff-copied", "swapoff-switching"}  # have a test of their own
 EVER = {"takeover-mms", "takeover-made", "takeover-wake", "takeover-event"}
+# How often an engine comes by before it is killed, so that it gets something done: once a page, a fault, a
+# batch or an event; all others once a block, a mapping or a process.
+PASSES = {
+    2000: "evict-mark evict-store log-committed forget-value move-value pack-moved", 300: "evict-moving
+    event-read fill-copied fill-loaded fill-marked fill-planned touch-copied unprotect-given-up", 30:
+    "evict-allocated evict-dropped evict-marked evict-moved evict-stored evict-storing", 40: "event-applied
+    move-children move-forgotten move-moved unmap-done unmap-taken",
+}
 
 
 # ---- engines and their end
@@ -87,7 +97,7 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def descriptors_of_keeper(live: Live) -> int:
-    (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == "userswap-keeper"]
+    (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
     return len(os.listdir(f"/proc/{keeper}/fd"))
 
 
@@ -129,7 +139,7 @@ def test_engine_and_keeper_killed_stop_the_program(userswap: Runner, programs: P
     """It never reads zeros instead."""
     with userswap.start([programs("loop_verify"), "160"], RAM) as live:
         live.wait_for_line("ready", 60)
-        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == "userswap-keeper"]
+        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
         kill(keeper)
         kill(working_engine(live))
         run = live.finish(30)
@@ -189,19 +199,15 @@ def crashing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-def torture(programs: Programs, seed: int, seconds: int = 4) -> list[str]:
-    return [programs("torture"), str(seconds), "128", "3", "2", str(seed)]
-
-
 @pytest.mark.parametrize("point", [point for point in POINTS if point not in RARE | EVER])
 def test_killed_at_each_point(
     userswap: Runner, programs: Programs, crashing: dict[str, str], point: str
 ) -> None:
     """Each engine is killed when it comes by for the n-th time. One that never does ends the run without a
     death."""
-    passes = 2 + POINTS.index(point) % 5
+    passes = next((number for number, names in PASSES.items() if point in names.split()), 3)
     environment = {**crashing, **CHECKED, "USERSWAP_CRASH": f"{point}:{passes}"}
-    command = torture(programs, POINTS.index(point))
+    command = [programs("torture"), str(SECONDS), "128", "3", "2", str(POINTS.index(point))]
     run = userswap(command, 64 * MIB, timeout=120, env=environment, tolerance=UNBOUNDED)
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.stats["takeovers"] > 0, run.describe()

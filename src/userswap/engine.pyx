@@ -213,8 +213,9 @@ cdef class Engine:
             if mm.event.event == UFFD_EVENT_FORK:
                 found.add(<int>mm.event.arg.fork.ufd)
             if mm.entered:
-                found |= {mm.maps, mm.pagemap, mm.helper.uffd, mm.helper.pidfd, mm.helper.target_pidfd,
-                          mm.helper.mailbox_fd}
+                found |= {mm.maps, mm.pagemap}
+            if mm.helper.pid > 0:
+                found |= {mm.helper.uffd, mm.helper.pidfd, mm.helper.target_pidfd, mm.helper.mailbox_fd}
             mm_put(engine, mm)
 
     def area_files(self):

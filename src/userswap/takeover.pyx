@@ -32,6 +32,7 @@ from userswap.inject cimport (
     USERSWAP_DROP,
     USERSWAP_MOVE,
     USERSWAP_NOTHING,
+    helper_dismiss,
     helper_end,
     helper_is_idle,
     helper_take,
@@ -370,6 +371,9 @@ cdef int _adopt_mm(Engine *engine, Engine *old, Mm *was) noexcept nogil:
     if mm == NULL:
         return -ENOMEM
     _take_traits(mm, was)
+    if not was.entered:
+        mm.helper = was.helper      # if it was being left, what is still to be ended of it
+        mm.helper.mailbox = NULL
     result = _adopt_helper(mm, was) if was.entered else 0
     result = _adopt_sets(mm, was) if result == 0 else result
     result = _adopt_tables(engine, old, mm, was) if result == 0 else result
@@ -686,6 +690,8 @@ cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
         sys_crash_point(b"takeover-event")
         event_apply(engine, mm)
     pthread_mutex_unlock(&mm.lock)
+    if not mm.entered and mm.helper.pid > 0:
+        helper_dismiss(&mm.helper)
     if mm.entered and not _bind_process(engine, mm):
         if evictor != NULL and evictor.phase == EVICT_STORING and evictor.mm_id == mm.id:
             evictor.leaves = True       # what its helper holds may be others' as well
