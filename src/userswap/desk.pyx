@@ -28,6 +28,7 @@ cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nog
     helper[0] = desk.helper
     result = helper_take(helper)
     if result != 0:
+        desk_taken(desk)
         helper_end(helper)
     return result
 

@@ -88,10 +88,13 @@ cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil
     cdef int maps = sys_open_proc(helper.pid, b"maps")
     cdef int pagemap = sys_open_proc(helper.pid, b"pagemap")
     if maps < 0 or pagemap < 0:
+        close(maps)
+        close(pagemap)
         desk_taken(engine.desk)
         helper_end(helper)
         return -ESRCH
     pthread_mutex_lock(&mm.lock)
+    store_flag(&mm.binding, True)
     mm.helper = helper[0]
     mm.maps = maps
     mm.pagemap = pagemap
@@ -103,28 +106,39 @@ cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil
     return 0
 
 
+cdef bint enter_verify(Engine *engine, Mm *mm) noexcept nogil:
+    """What is known of a fork child becomes true, after its helper has been bound. False where it changes its mappings
+    all the time: it is to be left, and then is served, but not evicted."""
+    cdef int _turn
+    events_await_parent(engine, mm)
+    for _turn in range(VERIFY_TRIES):
+        if mappings_verify(engine, mm):
+            store_flag(&mm.binding, False)
+            return True
+        events_drain(engine, mm, NULL)
+        sys_sleep_us(100)
+    mm.pid = 0
+    return False
+
+
 cdef int _adopt(Engine *engine, Mm *mm, pid_t pid) noexcept nogil:
     """Makes a helper in the process if this address space, the kernel's word of a fork, is the process' own.
 
     Returns 0, -EINVAL if it is not, or another -errno."""
     cdef Helper helper
-    cdef int _turn
     cdef int result = _make_helper(engine, pid, mm.uffd, &helper)
     if result != 0:
         return result
-    close(helper.uffd)      # the mm has one
+    engine.desk.helper.uffd = -1    # before it is closed: the mm has one
+    close(helper.uffd)
     helper.uffd = mm.uffd
     result = _bind(engine, mm, pid, &helper)
     desk_taken(engine.desk)
-    events_await_parent(engine, mm)
-    for _turn in range(VERIFY_TRIES):
-        if result != 0 or mappings_verify(engine, mm):
-            return result
-        events_drain(engine, mm, NULL)
-        sys_sleep_us(100)
-    mm.pid = 0
-    mm_leave(engine, mm)        # it changes its mappings all the time; served, but not evicted
-    return -EAGAIN
+    sys_crash_point(b"enter-unverified")
+    if result == 0 and not enter_verify(engine, mm):
+        mm_leave(engine, mm)
+        return -EAGAIN
+    return result
 
 
 cdef void _take_care(Engine *engine, Mm *mm) noexcept nogil:
@@ -149,6 +163,7 @@ cdef int _enter_new(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
     result = _bind(engine, mm, pid, &helper)
     if result == 0:
         sys_crash_point(b"enter-bound")
+        mm.binding = False
         result = mm_insert(engine, mm)
     desk_taken(engine.desk)
     if result != 0:

@@ -95,6 +95,7 @@ cdef extern from *:
 
     uint32_t atomic_load "__atomic_load_n"(uint32_t *word, int order) nogil
     void atomic_store "__atomic_store_n"(uint32_t *word, uint32_t value, int order) nogil
+    void atomic_store_fd "__atomic_store_n"(int *word, int value, int order) nogil
     const int __ATOMIC_ACQUIRE, __ATOMIC_RELEASE
 
 cdef enum:
@@ -546,9 +547,11 @@ cdef void end_process(Helper *helper) noexcept nogil:
 
 
 cdef void close_if_open(int *fd) noexcept nogil:
-    if fd[0] >= 0:
-        close(fd[0])
-    fd[0] = -1
+    """Forgotten first: whoever dies in between leaves a file open, and its successor does not close another's."""
+    cdef int open_fd = fd[0]
+    atomic_store_fd(fd, -1, __ATOMIC_RELEASE)
+    if open_fd >= 0:
+        close(open_fd)
 
 
 cdef void let_go(Helper *helper) noexcept nogil:

@@ -63,6 +63,7 @@ cdef struct Mm:
     # Held while the helper or the staging area is in use; comes before `lock`.
     pthread_mutex_t helper_lock
     bint entered            # there is a helper: pages can be evicted
+    bint binding            # ... or is about to be; and what is known of a fork child is still to be verified
     bint helper_failed      # it is dead or does not answer
     bint leaving            # ... or is about to be ended
     bint unsharing          # the helper may fault on our behalf

@@ -26,6 +26,7 @@ from posix.unistd cimport close
 from userswap.arena cimport arena_has, arena_take, buffer_claim, buffer_unmake
 from userswap.batch cimport BATCH_PAGES, BATCH_RUNS, Batch, Run
 from userswap.blocks cimport block_id_return, block_list_add, block_lists_make
+from userswap.enter cimport enter_verify
 from userswap.events cimport event_apply
 from userswap.evict cimport EVICT_MOVING, EVICT_NOTHING, EVICT_STORING, Evictor
 from userswap.inject cimport (
@@ -371,7 +372,10 @@ cdef int _adopt_mm(Engine *engine, Engine *old, Mm *was) noexcept nogil:
     if mm == NULL:
         return -ENOMEM
     _take_traits(mm, was)
-    if not was.entered:
+    mm.binding = was.binding and was.entered
+    if not was.entered and was.binding:
+        mm.pid = 0                  # of the helper, which the desk still has, nothing has been used
+    elif not was.entered:
         mm.helper = was.helper      # if it was being left, what is still to be ended of it
         mm.helper.mailbox = NULL
     result = _adopt_helper(mm, was) if was.entered else 0
@@ -684,7 +688,6 @@ cdef void _bind_left_alone(Engine *engine) noexcept nogil:
 
 cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
     """What is about one address space."""
-    cdef Evictor *evictor = <Evictor *>engine.eviction
     pthread_mutex_lock(&mm.lock)
     if mm.event.event != 0:
         sys_crash_point(b"takeover-event")
@@ -692,13 +695,20 @@ cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_unlock(&mm.lock)
     if not mm.entered and mm.helper.pid > 0:
         helper_dismiss(&mm.helper)
+    sys_crash_point(b"takeover-wake")
+    sys_uffd_wake_all(mm.uffd)      # faults that were read and not answered are raised again
+
+
+cdef void _settle(Engine *engine, Mm *mm) noexcept nogil:
+    """What process an address space is of, once all have gone on."""
+    cdef Evictor *evictor = <Evictor *>engine.eviction
+    if mm.binding:
+        enter_verify(engine, mm)
     if mm.entered and not _bind_process(engine, mm):
         if evictor != NULL and evictor.phase == EVICT_STORING and evictor.mm_id == mm.id:
             evictor.leaves = True       # what its helper holds may be others' as well
         else:
             mm_leave(engine, mm)
-    sys_crash_point(b"takeover-wake")
-    sys_uffd_wake_all(mm.uffd)      # faults that were read and not answered are raised again
 
 
 cdef void _count_all(Engine *engine) noexcept nogil:
@@ -724,6 +734,13 @@ cdef void takeover_begin(Engine *engine) noexcept nogil:
     while True:
         mm = mm_next(engine, &position)
         if mm == NULL:
-            return
+            break
         _go_on(engine, mm)
+        mm_put(engine, mm)
+    position = 0
+    while True:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            return
+        _settle(engine, mm)
         mm_put(engine, mm)
