@@ -180,6 +180,10 @@ cdef void _store_batch(Evictor *evictor, Mm *mm) noexcept nogil:
     store_u32(&evictor.phase, EVICT_NOTHING)
 
 
+cdef bint _can_drop(Mm *mm) noexcept nogil:
+    return mm.entered and not mm.helper_failed and not mm.helper_busy
+
+
 cdef void _drop(Engine *engine, Mm *mm) noexcept nogil:
     """Empties the staging area. The helper is ours."""
     cdef int64_t pages = <int64_t>(mm.staging_used >> PAGE_SHIFT)
@@ -295,7 +299,7 @@ cdef bint _wanted(Engine *engine) noexcept nogil:
 
 
 cdef bint _can_evict(Mm *mm) noexcept nogil:
-    return mm.entered and not mm.helper_failed and not mm.leaving and not mm.helper_busy
+    return _can_drop(mm) and not mm.leaving
 
 
 cdef bint _evict_round(Evictor *evictor) noexcept nogil:
@@ -317,7 +321,7 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
             writeback_make_room(engine)
             if _wanted(engine) and _evict_batch(evictor, mm, &wrapped):
                 any = True
-        if mm.entered and not mm.helper_failed:
+        if _can_drop(mm):
             _drop(engine, mm)
         pthread_mutex_unlock(&mm.helper_lock)
         if not wrapped and _can_evict(mm):
@@ -338,7 +342,7 @@ cdef void _finish_batch(Evictor *evictor) noexcept nogil:
     pthread_mutex_lock(&mm.helper_lock)
     _store_batch(evictor, mm)
     sys_futex_advance(&engine.evict_done)
-    if mm.entered and not mm.helper_failed:
+    if _can_drop(mm):
         _drop(engine, mm)
     pthread_mutex_unlock(&mm.helper_lock)
     if evictor.leaves:

@@ -68,6 +68,7 @@ cdef struct Tree:
     int64_t most            # what it would have been if nothing were shared: there cannot be more
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
+cdef Process *tree_have(Tree *tree, pid_t pid) noexcept nogil
 cdef int tree_add_own(Tree *tree, pid_t pid) noexcept nogil
 cdef void tree_remove_own(Tree *tree, pid_t pid) noexcept nogil
 cdef bint tree_is_own(Tree *tree, pid_t pid) noexcept nogil

@@ -246,6 +246,12 @@ cdef void _walk(Tree *tree, pid_t pid, char *text) noexcept nogil:
     closedir(tasks)
 
 
+cdef Process *tree_have(Tree *tree, pid_t pid) noexcept nogil:
+    """The process, which is of the tree from now on if it was not. NULL if it is gone. The sampler does not run yet."""
+    cdef Process *process = _find(tree, pid)
+    return process if process != NULL else _add(tree, pid, 0)
+
+
 cdef void _free_forgotten(Tree *tree) noexcept nogil:
     cdef uint32_t at = 0
     pthread_mutex_lock(&tree.lock)

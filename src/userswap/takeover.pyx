@@ -54,6 +54,7 @@ from userswap.log cimport (
     Block,
     Log,
 )
+from userswap.mappings cimport mappings_unregister_last
 from userswap.mm cimport (
     MAX_LEFT_ALONE,
     MAX_MMS,
@@ -68,7 +69,7 @@ from userswap.mm cimport (
     mm_put,
 )
 from userswap.pagetable cimport PageTable, table_get, table_make, table_set, table_visit
-from userswap.processes cimport Process, tree_find
+from userswap.processes cimport Process, tree_find, tree_have
 from userswap.ranges cimport Range, RangeBlock, Ranges, ranges_add, ranges_copy
 from userswap.slots cimport slots_order_areas
 from userswap.space cimport space_adopt, space_adopt_begin, space_word
@@ -84,6 +85,7 @@ from userswap.system cimport (
     sys_now_us,
     sys_page_absent,
     sys_process_dead,
+    sys_same_memory,
     sys_shared_wake,
     sys_since_us,
     sys_sleep_us,
@@ -299,8 +301,12 @@ cdef int _adopt_ranges(Ranges *ranges, Ranges *was) noexcept nogil:
 
 
 cdef int _adopt_sets(Mm *mm, Mm *was) noexcept nogil:
-    """If a mapping was just being registered, it is not."""
+    """If a mapping was just being registered, it is not, and what is known of its pages is to be forgotten."""
     cdef int result = _adopt_ranges(&mm.ranges, &was.before if was.before_end != 0 else &was.ranges)
+    if was.before_end != 0:
+        result = ranges_copy(&mm.before, &mm.ranges) if result == 0 else result
+        mm.before_start = was.before_start
+        mm.before_end = was.before_end
     result = _adopt_ranges(&mm.unforked, &was.unforked) if result == 0 else result
     result = _adopt_ranges(&mm.wiped, &was.wiped) if result == 0 else result
     result = _adopt_ranges(&mm.spared, &was.spared) if result == 0 else result
@@ -667,15 +673,15 @@ cdef void _end_unknown_helper(Engine *engine) noexcept nogil:
 
 
 cdef bint _bind_process(Engine *engine, Mm *mm) noexcept nogil:
-    """Finds the process that an address space was entered through. False where it has gone."""
-    cdef uint32_t at
+    """Finds the process that an address space was entered through. False where it has gone, or runs another program.
+    It is asked for itself: the kernel's lists of children may miss one while others end."""
     cdef Process *process
-    for at in range(engine.tree.all.count):
-        process = engine.tree.all.items[at]
-        if process.pid == mm.pid and not process.gone:
-            process.mm_id = mm.id
-            return True
-    return False
+    if sys_process_dead(mm.helper.target_pidfd) or sys_same_memory(mm.pid, mm.helper.pid) != 1:
+        return False
+    process = tree_have(&engine.tree, mm.pid)
+    if process != NULL:
+        process.mm_id = mm.id
+    return process != NULL
 
 
 cdef void _bind_left_alone(Engine *engine) noexcept nogil:
@@ -689,6 +695,8 @@ cdef void _bind_left_alone(Engine *engine) noexcept nogil:
 cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
     """What is about one address space."""
     pthread_mutex_lock(&mm.lock)
+    if mm.before_end != 0:      # before anything there is evicted
+        mappings_unregister_last(engine, mm)
     if mm.event.event != 0:
         sys_crash_point(b"takeover-event")
         event_apply(engine, mm)

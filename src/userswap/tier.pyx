@@ -146,6 +146,7 @@ cdef void tier_adjust(Engine *engine) noexcept nogil:
     cdef int64_t resident_us = engine.tier.resident_us
     cdef uint32_t _turn
     cdef uint32_t step = (engine.tier.step + 3) // 4
+    _give_back(engine)      # what was written since the last time; nobody may come by again soon
     if sys_since_us(engine.tier.adjusted_at) < PERIOD_US:
         return
     engine.tier.adjusted_at = sys_now_us()
