@@ -33,6 +33,28 @@ cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nog
     return result
 
 
+cdef bint desk_is_busy(Desk *desk) noexcept nogil:
+    """Whether the tracer is still at what an engine before has asked for."""
+    return load_u32(&desk.asked) != load_u32(&desk.answered)
+
+
+cdef void desk_await(Desk *desk, const bint *stopping) noexcept nogil:
+    """Until it is not, or *stopping is set."""
+    cdef uint32_t answered
+    while not stopping[0]:
+        answered = load_u32(&desk.answered)
+        if load_u32(&desk.asked) == answered:
+            return
+        sys_shared_wait(&desk.answered, answered, LOOK_US)
+
+
+cdef void desk_void(Desk *desk) noexcept nogil:
+    """The tracer's: nobody wants any more what is asked for and has not been begun."""
+    if desk_is_busy(desk):
+        desk.helper.pid = 0
+        desk_answer(desk, -ECANCELED)
+
+
 cdef void desk_taken(Desk *desk) noexcept nogil:
     """The helper is in the engine's state now, or no more: its descriptors may soon be others'."""
     desk.helper.pid = 0

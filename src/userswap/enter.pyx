@@ -19,8 +19,8 @@ from posix.types cimport pid_t
 from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
-from userswap.desk cimport desk_ask, desk_taken
-from userswap.inject cimport Helper, helper_end
+from userswap.desk cimport desk_ask, desk_await, desk_taken
+from userswap.inject cimport Helper, helper_end, helper_take
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
@@ -254,12 +254,25 @@ cdef void _prepare(Engine *engine) noexcept nogil:
         engine.prepared = True
 
 
+cdef void _end_late_helper(Engine *engine) noexcept nogil:
+    """Once the tracer has done what an engine before had asked for: nobody has got to know of that helper."""
+    desk_await(engine.desk, &engine.stopping)
+    if engine.stopping or engine.desk.result != 0 or engine.desk.helper.pid <= 0:
+        return
+    if helper_take(&engine.desk.helper) == 0:
+        close(engine.desk.helper.uffd)
+        helper_end(&engine.desk.helper)
+    desk_taken(engine.desk)
+
+
 cdef void *_enter_main(void *argument) noexcept nogil:
     cdef Engine *engine = <Engine *>argument
     cdef Entry *entry = &engine.entry
     cdef uint32_t seen
     sys_name_thread(b"enter")
     sys_prefer(0, PRIORITY_MONITOR)
+    if engine.desk_late:
+        _end_late_helper(engine)
     while True:
         seen = load_u32(&entry.asked)
         if engine.stopping:

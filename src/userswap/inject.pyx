@@ -340,6 +340,8 @@ cdef int clone_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     left = to_event_stop(victim.tid)
     if left == 0:
         left = release_victim(job.helper.target, victim)
+    if left < 0:        # it has registers of ours, and must not run on with them if it lives
+        syscall(SYS_pidfd_send_signal, job.helper.target_pidfd, SIGKILL, NULL, 0)
     job.helper.stopped_ns = now_ns() - start
     return rc if rc < 0 else left
 

@@ -49,6 +49,7 @@ class Keeper:
         self._asked: dict[str, Area] = {}  # stores that swapon waits for, by the key of the request
         self._tracer = Tracer()
         self._engine = 0  # its pid
+        self._engine_status: int | None = None  # how it ended, where that is still to be seen to
         self._files = (-1, -1)  # what its state lies in
         self._started = 0.0  # when the program was
         self._died: list[float] = []  # when engines did, but those that somebody killed
@@ -128,11 +129,7 @@ class Keeper:
         """Another one takes over from one that died. Raises UserswapError if none can."""
         for turn in range(TRIES):
             try:
-                self._tracer.hold()
-                try:
-                    self._start_engine(self._what_is_left())
-                finally:
-                    self._tracer.release()
+                self._start_another_engine()
                 self._await_engine()
                 break
             except UserswapError:
@@ -149,7 +146,23 @@ class Keeper:
         if self._childless:
             self._send_engine("childless")
 
-    def _what_is_left(self) -> Left:
+    def _start_another_engine(self) -> None:
+        """The tracer may wait for a thread which waits for an answer of the engine: it is not waited for."""
+        self._tracer.pause()
+        try:
+            idle = self._tracer.try_hold()
+            try:
+                if idle:
+                    self._tracer.void()
+                self._start_engine(self._what_is_left(idle))
+            finally:
+                if idle:
+                    self._tracer.release()
+        finally:
+            self._tracer.go_on()
+
+    def _what_is_left(self, idle: bool) -> Left:
+        """Where the tracer is not idle, what is open and nobody's is left to the next engine."""
         then = {area: area.fd for area in self._areas}
         for end in (self._to_engine, self._engines_end):
             if end is not None:
@@ -161,7 +174,7 @@ class Keeper:
                 area.process.serve_again()
                 area.ready()
         areas = [(fd, area.fd, area.memory) for area, fd in then.items()]
-        return Left(self._files, areas, self._strays())
+        return Left(self._files, areas, self._strays() if idle else set())
 
     def _strays(self) -> set[int]:
         """What is open and not ours."""
@@ -210,6 +223,7 @@ class Keeper:
         """Raises UserswapError, unless it was done."""
         self._hear_engine()
         self._engine = 0
+        self._engine_status = None
         if self._over or self._ending:
             return
         if self._failure is not None:
@@ -275,12 +289,12 @@ class Keeper:
     def _start_store(self, area: Area) -> None:
         """One that was asked for later. Raises UserswapError."""
         assert area.process is not None
-        self._tracer.hold()
+        self._tracer.pause()
         try:
             area.process.start()
             self._tracer.spare(area.process.pid)
         finally:
-            self._tracer.release()
+            self._tracer.go_on()
         self._stores[area.process.pid] = area
         self._poller.register(area.process, select.POLLIN)
         self._send_engine(f"own {area.process.pid}")
@@ -411,6 +425,8 @@ class Keeper:
                 self._note(*changed)
         finally:
             self._tracer.release()
+        if self._engine_status is not None:
+            self._engine_ended(self._engine_status)
         return True
 
     def _reap_engine(self) -> None:
@@ -421,7 +437,7 @@ class Keeper:
     def _note(self, pid: int, status: int) -> None:
         if pid == self._engine:
             if not (os.WIFSTOPPED(status) or os.WIFCONTINUED(status)):
-                self._engine_ended(status)
+                self._engine_status = status
         elif pid in self._stores:
             self._note_store(pid, status)
         elif pid == self._program:

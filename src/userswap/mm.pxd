@@ -256,6 +256,7 @@ cdef struct Engine:
     char reason[256]        # why the program must be stopped, or ""
     int64_t own_pages       # of all processes of ours, when last looked at
     Desk *desk              # where the tracer is asked
+    bint desk_late          # ... and still is at what an engine before had asked for
 
 cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil
 cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil

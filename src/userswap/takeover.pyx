@@ -26,6 +26,7 @@ from posix.unistd cimport close
 from userswap.arena cimport arena_has, arena_take, buffer_claim, buffer_unmake
 from userswap.batch cimport BATCH_PAGES, BATCH_RUNS, Batch, Run
 from userswap.blocks cimport block_id_return, block_list_add, block_lists_make
+from userswap.desk cimport desk_is_busy, desk_taken
 from userswap.enter cimport enter_verify
 from userswap.events cimport event_apply
 from userswap.evict cimport EVICT_MOVING, EVICT_NOTHING, EVICT_STORING, Evictor
@@ -669,7 +670,7 @@ cdef void _end_unknown_helper(Engine *engine) noexcept nogil:
     if not known and helper_take(&engine.desk.helper) == 0:
         close(engine.desk.helper.uffd)
         helper_end(&engine.desk.helper)
-    engine.desk.helper.pid = 0
+    desk_taken(engine.desk)
 
 
 cdef bint _bind_process(Engine *engine, Mm *mm) noexcept nogil:
@@ -735,7 +736,9 @@ cdef void takeover_begin(Engine *engine) noexcept nogil:
     """The keeper knows that the state is this engine's now. To be called before the threads start."""
     cdef uint32_t position = 0
     cdef Mm *mm
-    _end_unknown_helper(engine)
+    engine.desk_late = desk_is_busy(engine.desk)
+    if not engine.desk_late:
+        _end_unknown_helper(engine)
     tree_find(&engine.tree)
     _bind_left_alone(engine)
     _count_all(engine)

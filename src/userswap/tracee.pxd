@@ -56,3 +56,7 @@ cdef int64_t syscall_result(Tracee *tracee) noexcept nogil
 cdef int64_t remote_call(Tracee *tracee, long number, uint64_t a=*, uint64_t b=*, uint64_t c=*, uint64_t d=*,
                          uint64_t e=*, uint64_t f=*) noexcept nogil
 cdef int write_memory(pid_t tid, uint64_t address, const void *bytes, size_t length) noexcept nogil
+
+# Around all that traces, but await_stop: tracing_begin waits while somebody forks, and the other way round.
+cdef void tracing_begin() noexcept nogil
+cdef void tracing_end() noexcept nogil

@@ -186,13 +186,46 @@ cdef int locate_syscall(pid_t pid, uint64_t *found) noexcept nogil:
     return 0 if found[0] != 0 else -ENOENT
 
 
+# ---- who traces, and who has to wait for it ----
+
+cdef extern from "<semaphore.h>" nogil:
+    ctypedef struct sem_t:
+        pass
+    int sem_init(sem_t *semaphore, int shared, unsigned value)
+    int sem_wait(sem_t *semaphore)
+    int sem_post(sem_t *semaphore)
+
+cdef sem_t at_rest
+sem_init(&at_rest, 0, 1)
+
+
+cdef void tracing_begin() noexcept nogil:
+    """From here on, but for the times at which a thread of a target is awaited, nobody may fork: the child could not
+    use what locks we have."""
+    while sem_wait(&at_rest) != 0:
+        pass
+
+
+cdef void tracing_end() noexcept nogil:
+    sem_post(&at_rest)
+
+
 # ---- driving a tracee ----
 
 cdef int await_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
     """Wait for a stop: its signal, and its event above that. -ESRCH: it died, -EAGAIN: it does not stop.
 
-    WNOWAIT leaves an exit status for the one it belongs to. Looking again and again instead of sleeping is
-    cheap, as a tracee stops within microseconds, while being woken from another CPU takes a hundred."""
+    It may be amid a fault that only an engine can answer which is still to be started: so that can be done meanwhile."""
+    cdef int rc
+    tracing_end()
+    rc = _look_for_stop(tid, stop, limit_ms)
+    tracing_begin()
+    return rc
+
+
+cdef int _look_for_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
+    """WNOWAIT leaves an exit status for the one it belongs to. Looking again and again instead of sleeping is cheap, as
+    a tracee stops within microseconds, while being woken from another CPU takes a hundred."""
     cdef siginfo_t info
     cdef uint64_t start = now_ns(), waited
     cdef bint yielding = sysconf(_SC_NPROCESSORS_ONLN) > 1     # else it could not run while we look

@@ -4,14 +4,15 @@
 It is not the engine's own, since a program whose tracer dies amid a step runs on with registers that are not its own;
 and since the keeper is an ancestor of the program, which the narrower ptrace scope asks for.
 
-While it traces, no other thread of the keeper may wait for children, or it would be told of ptrace's stops. Hence
-hold(), which keeps it from beginning."""
+While it traces, no other thread of the keeper may wait for children, or it would be told of ptrace's stops: hence
+try_hold(). Nor may one fork while it has locks: hence pause(). A thread that is to be stopped may be amid a fault that
+only another engine can answer, so that one has to be started meanwhile."""
 
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 from posix.types cimport pid_t
 
-from userswap.desk cimport DESK_BYTES, Desk, desk_answer, desk_next
+from userswap.desk cimport DESK_BYTES, Desk, desk_answer, desk_is_busy, desk_next, desk_void
 from userswap.inject cimport Helper, helper_hand_over, helper_inject
 from userswap.system cimport (
     ESRCH,
@@ -27,6 +28,7 @@ from userswap.system cimport (
     sys_name_thread,
     sys_prefer,
 )
+from userswap.tracee cimport tracing_begin, tracing_end
 
 cdef enum:
     SPARED_MAX = 32
@@ -62,8 +64,11 @@ cdef void *_main(void *argument) noexcept nogil:
         if not desk_next(state.desk):
             continue
         pthread_mutex_lock(&state.lock)
-        result = _inject(state)
-        desk_answer(state.desk, result)
+        tracing_begin()
+        if desk_is_busy(state.desk):
+            result = _inject(state)
+            desk_answer(state.desk, result)
+        tracing_end()
         pthread_mutex_unlock(&state.lock)
 
 
@@ -91,18 +96,26 @@ cdef class Tracer:
             raise OSError(error, "the tracer cannot be started")
 
     def spare(self, pid_t pid):
-        """Never enters this process, which is one of ours. Call with hold(), from before it was started."""
+        """Never enters this process, which is one of ours. Between pause() and go_on(), as is its start."""
         self._state.spared[self._state.spared_end % SPARED_MAX] = pid
         self._state.spared_end += 1
 
-    def hold(self):
-        """Until release(), it does not trace: the caller may wait for children, and start some. Waits for it."""
+    def pause(self):
+        """Until go_on(), it begins nothing, and goes on with nothing: the caller may fork. Waits, but for no other
+        process."""
         with nogil:
-            pthread_mutex_lock(&self._state.lock)
+            tracing_begin()
+
+    def go_on(self):
+        tracing_end()
 
     def try_hold(self):
-        """As hold(), but False where it would have to wait."""
+        """Until release(), it does not trace: the caller may wait for children. False where it does."""
         return pthread_mutex_trylock(&self._state.lock) == 0
 
     def release(self):
         pthread_mutex_unlock(&self._state.lock)
+
+    def void(self):
+        """What it was asked for by an engine that has died, and has not begun, it never will. Call with try_hold()."""
+        desk_void(self._state.desk)
