@@ -254,9 +254,18 @@ cdef void _prepare(Engine *engine) noexcept nogil:
         engine.prepared = True
 
 
+cdef void _may_overdraw(Engine *engine, bint may) noexcept nogil:
+    """A thread that is to be stopped may be amid a fault: it is answered whether there is room or not."""
+    engine.entering = may
+    if may:
+        sys_signal_eventfd(engine.room_event)
+
+
 cdef void _end_late_helper(Engine *engine) noexcept nogil:
     """Once the tracer has done what an engine before had asked for: nobody has got to know of that helper."""
+    _may_overdraw(engine, True)
     desk_await(engine.desk, &engine.stopping)
+    _may_overdraw(engine, False)
     if engine.stopping or engine.desk.result != 0 or engine.desk.helper.pid <= 0:
         return
     if helper_take(&engine.desk.helper) == 0:
@@ -281,11 +290,10 @@ cdef void *_enter_main(void *argument) noexcept nogil:
         if entry.pid == 0 or entry.done:
             sys_futex_wait(&entry.asked, seen, FOR_EVER_US)
             continue
-        engine.entering = True
-        sys_signal_eventfd(engine.room_event)       # who may overdraw now
+        _may_overdraw(engine, True)
         entry.result = -ESRCH if tree_is_own(&engine.tree, entry.pid) else _enter(
             engine, entry.pid, entry.parent, &entry.mm_id)
-        engine.entering = False
+        _may_overdraw(engine, False)
         entry.done = True
     return NULL
 
