@@ -558,9 +558,10 @@ def test_engine_killed(userswap: list[str], tmp_path: Path) -> None:
 def test_engine_killed_when_it_has_just_begun(userswap: list[str]) -> None:
     process = start([*userswap, "sh", "-c", "read line; echo got-$line; exit 5"], stdin=subprocess.PIPE)
     for _ in range(3):
-        wait_until(engines, "there is no engine")
+        wait_until(lambda: engines() or process.poll() is not None, "there is no engine")
         for engine in engines():
-            os.kill(engine, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGKILL)
     out, err = process.communicate("word\n", timeout=PATIENCE_SECONDS)
     if process.returncode == 125:  # so early that the program had not begun
         assert (out, "died" in err) == ("", True)

@@ -295,7 +295,7 @@ def test_a_swapoff_begins_anew(
     second.mkdir()
     command = [programs("loop_verify"), "160"]
     for point in sorted(RARE):
-        environment = {**verbs.env, **crashing, **CHECKED, "USERSWAP_CRASH": f"{point}:20"}
+        environment = {**verbs.env, **crashing, **CHECKED, "USERSWAP_CRASH": f"{point}:8"}
         swap = [f"{first}:400M", f"{second}:400M"]
         with userswap.start(command, RAM, swap=swap, env=environment) as live:
             live.wait_for_line("ready", 60)
