@@ -198,6 +198,8 @@ cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id)
     cdef uint32_t position
     cdef int turn
     cdef int result = -EINVAL
+    while engine.finishing != 0 and not engine.stopping:
+        sys_sleep_us(100)       # one that is to be left then may be the one
     _await_forks(engine)
     for turn in range(2):
         position = 0

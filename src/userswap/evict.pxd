@@ -19,7 +19,6 @@ cdef struct Evictor:
     uint32_t position       # of the clock, in Engine.mms
     uint32_t phase
     uint32_t mm_id          # whose pages the batch has
-    bint leaves             # ... which is to be left once it is stored: its process has gone
     Batch batch
 
 cdef int evict_start(Engine *engine) noexcept nogil

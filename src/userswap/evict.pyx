@@ -331,21 +331,20 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
 
 
 cdef void _finish_batch(Evictor *evictor) noexcept nogil:
-    """What the engine before has left in staging is stored first."""
+    """What the engine before has left in staging is stored first. Nobody ends the helper meanwhile."""
     cdef Engine *engine = evictor.engine
-    cdef Mm *mm
-    if evictor.phase != EVICT_STORING:
-        return
-    mm = mm_get(engine, evictor.mm_id)
+    cdef Mm *mm = mm_get(engine, engine.finishing) if engine.finishing != 0 else NULL
     if mm == NULL:
+        engine.finishing = 0
         return
     pthread_mutex_lock(&mm.helper_lock)
     _store_batch(evictor, mm)
     sys_futex_advance(&engine.evict_done)
     if _can_drop(mm):
         _drop(engine, mm)
+    store_u32(&engine.finishing, 0)
     pthread_mutex_unlock(&mm.helper_lock)
-    if evictor.leaves:
+    if engine.finish_leaves:
         mm_leave(engine, mm)
     mm_put(engine, mm)
 

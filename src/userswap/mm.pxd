@@ -239,6 +239,8 @@ cdef struct Engine:
     uint8_t *zeros          # a block of zeros that costs no memory
     bint stopping
     void *eviction          # the evictor's own (Evictor in evict.pxd)
+    uint32_t finishing      # the mm of a batch that an engine before has left to it, until it is done; 0: none
+    bint finish_leaves      # ... and then that is to be left
     bint evictor_over       # the writer may end
     bint cancelled          # an eviction ended early, as the run ends: its entries stay CACHED
     bint entering           # a process is being entered

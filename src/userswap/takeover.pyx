@@ -487,6 +487,7 @@ cdef int _adopt_batch(Engine *engine, Engine *old) noexcept nogil:
             result = _mark_moved(engine, old, mm, &evictor.batch, &evictor.batch.runs[at]) if result == 0 else result
     evictor.mm_id = mm.id
     evictor.phase = EVICT_STORING
+    engine.finishing = mm.id
     mm_put(engine, mm)
     return result
 
@@ -710,14 +711,10 @@ cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
 
 cdef void _settle(Engine *engine, Mm *mm) noexcept nogil:
     """What process an address space is of, once all have gone on."""
-    cdef Evictor *evictor = <Evictor *>engine.eviction
     if mm.binding:
         enter_verify(engine, mm)
     if mm.entered and not _bind_process(engine, mm):
-        if evictor != NULL and evictor.phase == EVICT_STORING and evictor.mm_id == mm.id:
-            evictor.leaves = True       # what its helper holds may be others' as well
-        else:
-            mm_leave(engine, mm)
+        mm_leave(engine, mm)
 
 
 cdef void _count_all(Engine *engine) noexcept nogil:
