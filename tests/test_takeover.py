@@ -59,11 +59,12 @@ EVER = {"takeover-mms", "takeover-made", "takeover-wake", "takeover-event"}
 # How often an engine comes by before it is killed, so that it gets something done: once a page, a fault, a
 # batch or an event; all others once a block, a mapping or a process.
 PASSES = {
-    2000: "evict-mark evict-store log-committed forget-value move-value pack-moved",
-    300: "evict-moving event-read fill-copied fill-loaded fill-marked fill-planned touch-copied "
-    "unprotect-given-up",
+    2000: "evict-mark evict-store log-committed forget-value pack-moved",
+    300: "evict-moving event-read fill-copied fill-loaded fill-marked fill-planned touch-copied",
+    100: "move-value unprotect-given-up",
     30: "evict-allocated evict-dropped evict-marked evict-moved evict-stored evict-storing",
     40: "event-applied move-children move-forgotten move-moved unmap-done unmap-taken",
+    2: "enter-bound enter-inserted",
 }
 
 

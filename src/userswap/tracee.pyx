@@ -215,7 +215,7 @@ cdef void tracing_end() noexcept nogil:
 cdef int await_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
     """Wait for a stop: its signal, and its event above that. -ESRCH: it died, -EAGAIN: it does not stop.
 
-    It may be amid a fault that only an engine can answer which is still to be started: so that can be done meanwhile."""
+    It may be amid a fault that only an engine can answer which is still to be started: that can be done meanwhile."""
     cdef int rc
     tracing_end()
     rc = _look_for_stop(tid, stop, limit_ms)
