@@ -160,8 +160,8 @@ cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
 
 cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:
     """Ends the helper, so that it does not hold the address space any longer. Faults are served all the same: another
-    process may share it (vfork). Where the evictor has still to store what the helper holds for an engine before, it ends
-    that afterwards."""
+    process may share it (vfork). Where the evictor has still to store what the helper holds for an engine before,
+    it ends that afterwards."""
     mm.leaving = True       # the evictor, which holds the lock for as long as it finds something, lets go
     pthread_mutex_lock(&mm.helper_lock)
     pthread_mutex_lock(&mm.lock)
