@@ -35,15 +35,26 @@ def data_plane() -> list[str]:
     return [name for name in modules if name != "engine" and not name.endswith("_door")]
 
 
+def as_built(source: Path) -> Path | None:
+    """The C that Cython has made of a file for the installed package, if the file has not changed since."""
+    changed = max(path.stat().st_mtime for path in [source, *SOURCE.glob("*.pxd")])
+    built = ROOT.glob(f"build/src/userswap/{source.stem}.*.p/{source.name}.c")
+    return next((path for path in built if path.stat().st_mtime > changed), None)
+
+
 def functions_of(source: Path, folder: Path) -> dict[str, str]:
     """The bodies of the cdef functions in the C that Cython makes of a file, with meson.build's flags."""
-    made = folder / "made.c"
+    made = as_built(source) or make(source, folder / "made.c")
+    text = COMMENT.sub("", made.read_text())
+    return {found["name"]: found["body"] for found in FUNCTION.finditer(text)}
+
+
+def make(source: Path, made: Path) -> Path:
     flags = re.findall(r"'(-[^']+)'", meson_list("cython_args", "[]").replace("'-I'", ""))
     assert "-Xcdivision=True" in flags
     command = [sys.executable, "-m", "cython", *flags, "-I", str(ROOT / "src"), str(source), "-o", str(made)]
     subprocess.run(command, check=True, timeout=120)
-    text = COMMENT.sub("", made.read_text())
-    return {found["name"]: found["body"] for found in FUNCTION.finditer(text)}
+    return made
 
 
 def takes_gil(functions: dict[str, str]) -> list[str]:
