@@ -31,6 +31,14 @@ NOBODY = 65534
 FEATURE_MOVE = 1 << 16
 UFFDIO_REGISTER, UFFDIO_COPY, UFFDIO_UNREGISTER = 0xC020AA00, 0xC028AA03, 0x8010AA01
 PTRACE_SEIZE = 0x4206
+REMOVALS = int(os.environ.get("USERSWAP_REMOVALS", "40"))  # of a helper, from each program
+
+
+CALLS = [
+    "read", "poll", "ppoll", "select", "epoll_wait", "epoll_wait-time", "nanosleep", "futex", "sigtimedwait",
+    "recv", "semop", "recvmsg", "send", "accept", "waitid", "flock", "fcntl", "msgrcv", "mq", "splice",
+    "clock_nanosleep", "timerfd", "io_getevents",
+]  # fmt: skip
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -180,22 +188,7 @@ def test_static_musl_and_go_programs(start: Start, compiler: str, flags: tuple[s
     assert program.finish().startswith("good")
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "read",
-        "poll",
-        "ppoll",
-        "select",
-        "epoll_wait",
-        "epoll_wait-time",
-        "nanosleep",
-        "futex",
-        "sigtimedwait",
-        "recv",
-        "semop",
-    ],
-)
+@pytest.mark.parametrize("call", CALLS)
 def test_a_call_under_way_goes_on(start: Start, call: str) -> None:
     program = start("inject_calls", call)
     until(lambda: state(program.pid) == "S")
@@ -552,3 +545,120 @@ def test_the_copied_code_stands_alone(tmp_path: Path, level: str, extra: str) ->
     }
     assert 0 < sizes["userswap_helper"] <= PAGE
     assert not any(name.startswith((".rodata", ".data.rel")) and size for name, size in sizes.items())
+
+
+# ---- removing it again ----
+
+
+def mappings(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/maps").read_text().splitlines()
+
+
+def overlap(pid: int, low: int, high: int) -> list[str]:
+    """Mappings of a process that lie in [low, high) in part."""
+    found = []
+    for line in mappings(pid):
+        first, last = (int(word, 16) for word in line.split()[0].split("-"))
+        if first < high and last > low:
+            found.append(line)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Zombies included."""
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+    return found
+
+
+def open_files(pid: int) -> list[str]:
+    found = []
+    for fd in fds(pid):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
+def is_helper(pid: int) -> bool:
+    with contextlib.suppress(OSError, StopIteration):
+        return status(pid, "Name") == "userswap-helper"
+    return False
+
+
+def remove_again_and_again(pid: int, count: int = REMOVALS) -> None:
+    """Nothing of ours is left, each time: no mapping, process, zombie or file, and nobody traces it."""
+    for _ in range(count):
+        helper = door.Attached(pid, FEATURE_MOVE)
+        helper.call(door.NOTHING)
+        low, high = helper.fields["own"]
+        assert [line for line in overlap(pid, low, high) if "memfd:userswap" in line]
+        helper.remove()
+        os.close(helper.fields["uffd"])
+        assert not any("memfd:userswap" in line for line in mappings(pid))
+        assert not any(is_helper(child) for child in children(pid))
+        assert status(pid, "TracerPid") == "0"
+        assert not any("userfaultfd" in name or "memfd:userswap" in name for name in open_files(pid))
+
+
+@pytest.mark.parametrize(
+    ("compiler", "flags"),
+    [("cc", ()), ("cc", ("-static",)), ("musl-gcc", ()), ("musl-gcc", ("-static",)), ("go", ())],
+)
+def test_removed_from_busy_programs(start: Start, compiler: str, flags: tuple[str, ...]) -> None:
+    program = start("inject_busy", "4", flags=flags, compiler=compiler)
+    remove_again_and_again(program.pid)
+    assert program.finish().startswith("good")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_removed_amid_a_call(start: Start, call: str) -> None:
+    program = start("inject_calls", call)
+    until(lambda: state(program.pid) == "S")
+    remove_again_and_again(program.pid)
+    assert program.finish().startswith("rounds")
+
+
+@pytest.mark.parametrize("way", ["fork", "vfork"])
+def test_removed_from_a_program_that_waits_for_any_child(start: Start, way: str) -> None:
+    program = start("inject_forks", way)
+    remove_again_and_again(program.pid)
+    assert program.finish().startswith("good")
+
+
+def test_removed_in_a_storm_of_signals(start: Start) -> None:
+    program = start("inject_storm")
+    remove_again_and_again(program.pid)
+    assert program.finish().startswith("good")
+
+
+def test_a_stopped_program_is_as_it_was(start: Start) -> None:
+    """To the last mapping."""
+    program = start("inject_busy", "4")
+    os.kill(program.pid, signal.SIGSTOP)
+    until(lambda: {state(int(t)) for t in os.listdir(f"/proc/{program.pid}/task")} == {"T"})
+    before = (mappings(program.pid), fds(program.pid), os.listdir(f"/proc/{program.pid}/task"))
+    remove_again_and_again(program.pid)
+    assert (mappings(program.pid), fds(program.pid), os.listdir(f"/proc/{program.pid}/task")) == before
+    assert {state(int(t)) for t in os.listdir(f"/proc/{program.pid}/task")} == {"T"}
+    os.kill(program.pid, signal.SIGCONT)
+    assert program.finish().startswith("good")
+
+
+def test_removed_when_the_first_thread_has_ended(start: Start) -> None:
+    program = start("inject_odd", "headless")
+    until(lambda: state(program.pid) == "Z")
+    for _ in range(REMOVALS):
+        helper = door.Attached(program.pid, FEATURE_MOVE)
+        helper.remove()
+        os.close(helper.fields["uffd"])
+    assert program.finish() == "good"
+
+
+def test_removed_when_the_program_has_ended(start: Start) -> None:
+    program = start("inject_busy", "1")
+    helper = door.Attached(program.pid, FEATURE_MOVE)
+    program.close()
+    helper.remove()
+    os.close(helper.fields["uffd"])

@@ -54,7 +54,7 @@ POINTS = sorted(
         for point in re.findall(r'sys_crash_point\(b"([a-z-]+)"\)', file.read_text())
     }
 )
-RARE = {"swapoff-copied", "swapoff-switching"}  # have a test of their own
+RARE = {"swapoff-copied", "swapoff-switching", "detach-unregistered"}  # have a test of their own
 EVER = {"takeover-mms", "takeover-made", "takeover-wake", "takeover-event"}
 # How often an engine comes by before it is killed, so that it gets something done: once a page, a fault, a
 # batch or an event; all others once a block, a mapping or a process.
@@ -295,7 +295,7 @@ def test_a_swapoff_begins_anew(
     first.mkdir()
     second.mkdir()
     command = [programs("loop_verify"), "160"]
-    for point in sorted(RARE):
+    for point in sorted(RARE - {"detach-unregistered"}):
         environment = {**verbs.env, **crashing, **CHECKED, "USERSWAP_CRASH": f"{point}:8"}
         swap = [f"{first}:400M", f"{second}:400M"]
         with userswap.start(command, RAM, swap=swap, env=environment) as live:
@@ -312,6 +312,32 @@ def test_a_swapoff_begins_anew(
             assert list(verbs.areas()) == ["second:400M"]
             run = end_by_signal(live, Path(command[0]).name)
         assert run.stats["takeovers"] > 1, run.describe()
+
+
+def takeovers(verbs: Verbs) -> int:
+    """-1 while there is no engine."""
+    return max(
+        (engine["takeovers"] for engine in json.loads(verbs("status", "--json"))["engines"]), default=-1
+    )
+
+
+def test_a_detach_is_not_finished(programs: Programs, verbs: Verbs, crashing: dict[str, str]) -> None:
+    """The next engine attaches to the process again, and its memory is as it was."""
+    verbs.env.update({**crashing, **CHECKED, "USERSWAP_CRASH": "detach-unregistered:1"})
+    with subprocess.Popen(
+        [programs("loop_verify"), "160"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        while program.stdout.readline() != "ready\n":
+            assert program.poll() is None
+        verbs("attach", str(program.pid), "--ram", str(RAM))
+        for deaths in range(1, 4):
+            wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 20, "it is swapped")
+            verbs.start("detach", str(program.pid)).communicate(timeout=60)
+            wait_until(lambda: takeovers(verbs) >= deaths, 20, "there is another one")  # noqa: B023
+        program.terminate()
+        _, err = program.communicate(timeout=30)
+    assert "WRONG" not in err
 
 
 def test_it_can_happen_after_the_program_has_ended(

@@ -26,6 +26,10 @@ examples:
   userswap run --ram 512M -- python train.py
   userswap run --ram 50% --swap /scratch:20G --swap /dev/vdb -- make -j8"""
 
+ATTACH_DESCRIPTION = r"""\ Give swap to the process PID, and to all that it starts from now on, so that their
+memory and the engine's stays under --ram. Returns when it is done; the engine stays in the background until
+they have ended, or are detached."""
+
 RUN_OPTIONS_WITH_VALUE = ("--ram", "--swap", "--stats", "--entry-bits")
 
 
@@ -62,8 +66,14 @@ def _dispatch(words: list[str]) -> int:
         from userswap.doctor import doctor
 
         return doctor()
-    if chosen.verb in ("status", "limit", "swapon", "swapoff"):
+    if chosen.verb in ("status", "limit", "swapon", "swapoff", "detach"):
         return _control(chosen)
+    if chosen.verb == "attach":
+        from userswap import attach
+
+        return attach.attach(
+            attach.Request(chosen.pid, chosen.tree, chosen.ram, chosen.swap, chosen.stats, chosen.entry_bits)
+        )
     if not command:
         raise UserswapError("no command to run (see userswap run --help)")
     from userswap.run import Request, run
@@ -80,6 +90,8 @@ def _control(chosen: argparse.Namespace) -> int:
         return client.limit(chosen.size, chosen.engine)
     if chosen.verb == "swapon":
         return client.swapon(chosen.area, chosen.priority, chosen.engine)
+    if chosen.verb == "detach":
+        return client.detach(chosen.pid, chosen.tree)
     return client.swapoff(chosen.area, chosen.engine)
 
 
@@ -98,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_run(verbs)
+    _add_attach(verbs)
+    detach = verbs.add_parser(
+        "detach",
+        help="bring back all that a process has swapped, and leave it as it was",
+        allow_abbrev=False,
+    )
+    detach.add_argument("pid", type=_pid, metavar="PID")
+    detach.add_argument("--tree", action="store_true", help="and all processes that it has started")
     verbs.add_parser(
         "doctor", help="say what this machine can do, and how to fix what it cannot", allow_abbrev=False
     )
@@ -128,20 +148,43 @@ def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "-- COMMAND [ARG]...",
         description=RUN_DESCRIPTION, epilog=RUN_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    run.add_argument(
+    _add_engine_options(run)
+    run.add_argument("--quiet", "-q", action="store_true", help="no summary line at the end")
+
+
+def _add_attach(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    attach = verbs.add_parser(
+        "attach", help="give swap to a process that runs already", allow_abbrev=False,
+        description=ATTACH_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    attach.add_argument("pid", type=_pid, metavar="PID")
+    attach.add_argument(
+        "--tree", action="store_true", help="and all processes that it has started already; those that it "
+        "starts from now on are served in any case",
+    )  # fmt: skip
+    _add_engine_options(attach)
+
+
+def _pid(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 22:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a process")
+    return int(text)
+
+
+def _add_engine_options(verb: _Parser) -> None:
+    verb.add_argument(
         "--ram", default="auto", metavar="SIZE",
         help="how much memory; also N%% of the machine's memory, or auto, the default: "
         "80%% of the smaller of the cgroup's limit and the memory available",
     )  # fmt: skip
-    run.add_argument(
+    verb.add_argument(
         "--swap", action="append", default=[], metavar="AREA",
         help="PATH[:SIZE][:keep|free]: a directory, a file or a block device; or NAME://TEXT[:SIZE]: a store "
         "in Python; repeat it for more, the first is used first "
         "(default: a temporary file in $TMPDIR or /var/tmp)",
     )  # fmt: skip
-    run.add_argument("--stats", metavar="FILE", help="write the counts of the run to FILE, as JSON")
-    run.add_argument("--quiet", "-q", action="store_true", help="no summary line at the end")
-    run.add_argument(
+    verb.add_argument("--stats", metavar="FILE", help="write the counts of the run to FILE, as JSON")
+    verb.add_argument(
         "--entry-bits", type=int, default=64, choices=(32, 64),
         help="size of an entry of the swapper space: 32 takes half the memory, for at most 64G of swap (64)",
     )  # fmt: skip

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verbs that talk to running engines by their control sockets: `status`, `limit`, `swapon`, `swapoff`."""
+"""The verbs that talk to running engines by their control sockets: `status`, `limit`, `swapon`, `swapoff`,
+`detach`."""
 
 import json
 import os
@@ -166,6 +167,50 @@ def swapon(area: str, priority: int, pid: int | None) -> int:
     connection.ask("swapon", area=_absolute(area), priority=priority)
     connection.close()
     return 0
+
+
+def served_processes() -> dict[int, int]:
+    """The processes that engines of this user serve, and each one's engine."""
+    return {program["pid"]: engine["pid"] for engine in _statuses() for program in engine["programs"]}
+
+
+def detach(pid: int, with_children: bool) -> int:
+    """Waits until all is back."""
+    from userswap import tree
+
+    served = served_processes()
+    if pid not in served:
+        raise UserswapError(f"process {pid} is not served by an engine of yours (see userswap status)")
+    pids = [pid]
+    if with_children:
+        pids += [one.pid for one in tree.programs(pid) if served.get(one.pid) == served[pid]]
+    connection = connect(served[pid])
+    state = connection.ask("detach", pids=pids)
+    _follow_detach(connection, state)
+    connection.close()
+    return 0
+
+
+def _follow_detach(connection: Connection, state: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    total = state["bytes_left"]
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("detach", total=total)
+        while not state["over"]:
+            progress.update(task, completed=max(0, total - state["bytes_left"]))
+            time.sleep(ASK_EVERY_SECONDS)
+            try:
+                state = connection.ask("detach-state")
+            except UserswapError as error:
+                if str(error) != "the engine has ended":  # it does, when nothing is left to serve
+                    raise
+                return
+    if state["note"]:
+        print(f"userswap: {state['note']}", file=sys.stderr)
 
 
 def swapoff(area: str, pid: int | None) -> int:

@@ -14,7 +14,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from userswap.areas import FREE, KEEP, Area
@@ -31,6 +31,7 @@ MOST_CLIENTS = 16
 REFUSED_WITHIN = 0.1  # seconds in which a swapoff that cannot be done has said so
 SUFFIX = ".sock"
 
+DETACH_MARGIN_BYTES = 8 << 20
 Answer = dict[str, object]
 
 
@@ -102,6 +103,36 @@ class _Swapoff:
         return not self.thread.is_alive()
 
 
+class _Detach:
+    """A process on its way out, in a thread of its own."""
+
+    def __init__(self, engine: "Engine", pids: Sequence[int]) -> None:
+        self.pids = list(pids)
+        self.error: OSError | None = None
+        self.note = ""  # what could not be done quite as it should
+        self.told = False  # the keeper knows
+        self._engine = engine
+        import threading
+
+        self.thread = threading.Thread(target=self._run, name="detach")
+        self.thread.start()
+
+    def _run(self) -> None:
+        for pid in self.pids:
+            try:
+                self._engine.detach(pid)
+            except OSError as error:
+                if error.errno == errno.EAGAIN:
+                    self.note = "a zombie of ours is left in it: no thread of it could be stopped"
+                elif error.errno != errno.ESRCH:
+                    self.error = error
+                    return
+
+    @property
+    def over(self) -> bool:
+        return not self.thread.is_alive()
+
+
 class Control:
     """Serves the socket, from listen() on. `areas` are those in use, by their number in the engine: kept up
     to date here. `tell` sends words to the keeper."""
@@ -122,6 +153,7 @@ class Control:
         self._swapons: dict[str, _Swapon] = {}
         self._clients: dict[int, _Client] = {}
         self._swapoffs: dict[int, _Swapoff] = {}
+        self._detach: _Detach | None = None
         self._path: str | None = None
         self._listener: socket.socket | None = None
 
@@ -155,6 +187,9 @@ class Control:
         for swapoff in self._swapoffs.values():
             self._engine.cancel_swapoff(swapoff.number)
             swapoff.thread.join()
+        if self._detach is not None:
+            self._detach.thread.join()
+            self._tell_detached()
         self._close_emptied()
         for client in list(self._clients.values()):
             self._drop(client)
@@ -172,6 +207,7 @@ class Control:
     def serve(self) -> None:
         """All that can be done without waiting."""
         self._close_emptied()
+        self._tell_detached()
         self._accept()
         for client in list(self._clients.values()):
             self._serve_client(client)
@@ -256,6 +292,10 @@ class Control:
         if verb == "swapoff-cancel":
             self._engine.cancel_swapoff(self._find_swapoff(request).number)
             return {}
+        if verb == "detach":
+            return self._begin_detach(request)
+        if verb == "detach-state":
+            return self._detach_state()
         raise UserswapError(f"no such verb: {verb}")
 
     def _limit(self, request: Mapping[str, object]) -> Answer:
@@ -267,6 +307,53 @@ class Control:
         except Exception as error:  # EngineError: control.py is loaded without the engine, too
             raise UserswapError(str(error)) from error
         return {"ram_limit_bytes": wanted}
+
+    # ---- processes
+
+    def _begin_detach(self, request: Mapping[str, object]) -> Answer:
+        pids = request.get("pids")
+        if (
+            not isinstance(pids, list)
+            or not pids
+            or not all(isinstance(pid, int) and pid > 0 for pid in pids)
+        ):
+            raise UserswapError("detach wants a list of pids")
+        if self._detach is not None and not self._detach.over:
+            raise UserswapError("another process is being detached")
+        known = self._engine.processes()
+        for pid in pids:
+            if pid not in known:
+                raise UserswapError(f"process {pid} is not served by this engine")
+        self._refuse_where_no_room_is(pids)
+        self._detach = _Detach(self._engine, pids)
+        self._detach.thread.join(REFUSED_WITHIN)
+        return self._detach_state()
+
+    def _refuse_where_no_room_is(self, pids: Sequence[int]) -> None:
+        """In their cgroup. What the machine has the engine looks at."""
+        from userswap import ram
+
+        needed = sum(self._engine.swapped_pages(pid) for pid in pids) * 4096 + DETACH_MARGIN_BYTES
+        rooms = [room for pid in pids if (room := ram.cgroup_room(f"/proc/{pid}")) is not None]
+        if rooms and needed > min(rooms):
+            lacking = (needed - min(rooms) >> 20) + 1
+            raise UserswapError(f"the cgroup's limit leaves no room: {lacking} MiB more would be needed")
+
+    def _detach_state(self) -> Answer:
+        if self._detach is None:
+            raise UserswapError("no detach was asked for")
+        left = sum(self._engine.swapped_pages(pid) for pid in self._detach.pids)
+        if self._detach.over and self._detach.error is not None:
+            raise UserswapError(reason(self._detach.error))
+        return {"over": self._detach.over, "bytes_left": left * 4096, "note": self._detach.note}
+
+    def _tell_detached(self) -> None:
+        """Or the next engine, if this one dies, would attach to them again."""
+        done = self._detach
+        if done is not None and done.over and not done.told:
+            done.told = True
+            for pid in done.pids if done.error is None else []:
+                self._tell(f"detached {pid}")
 
     # ---- areas
 

@@ -13,20 +13,27 @@ from userswap.inject cimport Helper
 
 cdef enum:
     DESK_BYTES = 4096
+    DESK_MAKE = 0
+    DESK_REMOVE = 1
 
 cdef struct Desk:
     uint32_t asked          # futex; counted up by the engine
     uint32_t answered       # futex; set by the tracer to what `asked` was
-    # The request: as for helper_inject.
+    uint32_t what           # DESK_MAKE, DESK_REMOVE
+    # DESK_MAKE, as for helper_inject.
     pid_t target
     int uffd
     uint64_t features
     uint64_t staging_length
-    # The answer. `helper` is to be taken (helper_take) if it is 0.
+    # The answer. Of DESK_MAKE: `helper` is to be taken (helper_take) if it is 0.
     int result
     Helper helper
+    # DESK_REMOVE, as for helper_remove.
+    Helper removed
 
-cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nogil
+cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uint64_t features, uint64_t staging_length,
+                   Helper *helper) noexcept nogil
+cdef int desk_remove(Desk *desk, const bint *stopping, const Helper *helper) noexcept nogil
 cdef bint desk_is_busy(Desk *desk) noexcept nogil
 cdef void desk_await(Desk *desk, const bint *stopping) noexcept nogil
 cdef void desk_void(Desk *desk) noexcept nogil

@@ -8,23 +8,34 @@ cdef enum:
     LOOK_US = 100000        # whether anybody still wants to know
 
 
-cdef int desk_ask(Desk *desk, const bint *stopping, Helper *helper) noexcept nogil:
-    """Has done what the engine has written to the desk; one thread of it at a time. Returns the tracer's answer, or
-    -ECANCELED when *stopping was set before it came."""
+cdef int _ask(Desk *desk, const bint *stopping) noexcept nogil:
+    """Has done what was written to the desk. Returns the tracer's answer, or -ECANCELED when *stopping was set before
+    it came."""
     cdef uint32_t number = load_u32(&desk.asked) + 1
     cdef uint32_t answered
-    cdef int result
     store_u32(&desk.asked, number)
     sys_shared_wake(&desk.asked)
     while True:
         answered = load_u32(&desk.answered)
         if answered == number:
-            break
+            return desk.result
         if stopping[0]:
             return -ECANCELED
         sys_shared_wait(&desk.answered, answered, LOOK_US)
-    if desk.result != 0:
-        return desk.result
+
+
+cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uint64_t features, uint64_t staging_length,
+                   Helper *helper) noexcept nogil:
+    """As helper_inject. desk_taken is owed afterwards, unless it failed."""
+    cdef int result
+    desk.what = DESK_MAKE
+    desk.target = target
+    desk.uffd = uffd
+    desk.features = features
+    desk.staging_length = staging_length
+    result = _ask(desk, stopping)
+    if result != 0:
+        return result
     helper[0] = desk.helper
     result = helper_take(helper)
     if result != 0:
@@ -53,6 +64,13 @@ cdef void desk_void(Desk *desk) noexcept nogil:
     if desk_is_busy(desk):
         desk.helper.pid = 0
         desk_answer(desk, -ECANCELED)
+
+
+cdef int desk_remove(Desk *desk, const bint *stopping, const Helper *helper) noexcept nogil:
+    """As helper_remove."""
+    desk.what = DESK_REMOVE
+    desk.removed = helper[0]
+    return _ask(desk, stopping)
 
 
 cdef void desk_taken(Desk *desk) noexcept nogil:

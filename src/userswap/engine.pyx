@@ -20,6 +20,7 @@ from userswap.arena cimport (
 )
 from userswap.check cimport check_ended
 from userswap.desk cimport Desk
+from userswap.detach cimport detach_process
 from userswap.enter cimport enter_start, enter_stop
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
@@ -50,7 +51,16 @@ from userswap.mm cimport (
 )
 from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.pack cimport pack_init
-from userswap.processes cimport Tree, tree_add_own, tree_init, tree_measure_own, tree_remove_own
+from userswap.processes cimport (
+    ROOTS_MAX,
+    Tree,
+    tree_add_own,
+    tree_attach,
+    tree_init,
+    tree_leave_out,
+    tree_measure_own,
+    tree_remove_own,
+)
 from userswap.readahead cimport WINDOW_MAX
 from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
@@ -60,7 +70,9 @@ from userswap.takeover cimport takeover_all, takeover_area, takeover_begin, take
 from userswap.tier cimport tier_measure, tier_spare, tier_unspare
 from userswap.system cimport (
     EFD_CLOEXEC,
+    ENOMEM,
     ENOSPC,
+    ESRCH,
     EFD_NONBLOCK,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -151,6 +163,7 @@ cdef class Engine:
         engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
+        pthread_mutex_init(&engine.desk_lock, NULL)
         pthread_mutex_init(&engine.deferred_lock, NULL)
         apart = pages >> 13 >= BUFFERS_MAX or "USERSWAP_APART" in os.environ
         if space_init(&engine.space, entry_bits) != 0 or log_init(
@@ -339,6 +352,74 @@ cdef class Engine:
             event.data.u64 = ROOM_EVENT
             epoll_ctl(engine.epolls[cpu], EPOLL_CTL_ADD, engine.room_event, &event)
             engine.cpus += 1
+
+    def attach(self, int pid):
+        """A process is of the tree as well, from soon on, with all that it starts, and is entered. Raises EngineError
+        when too many are."""
+        if not tree_attach(&self._state.tree, pid):
+            raise EngineError(f"more than {ROOTS_MAX} processes at once")
+
+    def leave_out(self, int pid):
+        """A process is not of the tree, though its parent is, nor is what it starts. Raises MemoryError."""
+        if not tree_leave_out(&self._state.tree, pid):
+            raise MemoryError
+
+    def attached(self, int pid):
+        """Whether a process that was attached has been entered; None as long as that is not known. Raises OSError:
+        why it cannot be."""
+        cdef Tree *tree = &self._state.tree
+        cdef uint32_t at
+        result = None
+        error = 0
+        pthread_mutex_lock(&tree.lock)
+        for at in range(tree.all.count):
+            if tree.all.items[at].pid == pid:
+                if tree.all.items[at].gone:
+                    error = ESRCH
+                elif tree.all.items[at].left_alone:
+                    error = tree.all.items[at].refused
+                elif tree.all.items[at].mm_id != 0:
+                    result = True
+        pthread_mutex_unlock(&tree.lock)
+        if error:
+            raise OSError(error, os.strerror(error))
+        return result
+
+    def entered_processes(self):
+        """The pids of the processes of the tree that have been entered."""
+        cdef Tree *tree = &self._state.tree
+        cdef uint32_t at
+        pthread_mutex_lock(&tree.lock)
+        pids = [tree.all.items[at].pid for at in range(tree.all.count)
+                if not tree.all.items[at].gone and tree.all.items[at].mm_id != 0]
+        pthread_mutex_unlock(&tree.lock)
+        return pids
+
+    def detach(self, int pid):
+        """Brings back all that a process has swapped and leaves it as it was before it was entered. To be called by a
+        thread of its own: it lasts. Raises OSError: ESRCH when it is not of the tree, ENOMEM at once when memory
+        cannot hold what it has swapped, EAGAIN when a zombie was left in it, ECANCELED when the run ends."""
+        cdef int result
+        cdef int64_t lacking
+        with nogil:
+            result = detach_process(self._state, pid, &lacking)
+        if result == -ENOMEM and lacking > 0:
+            raise OSError(ENOMEM, f"{lacking >> 8} MiB more of memory would be needed")
+        if result != 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def swapped_pages(self, int pid):
+        """How many pages of a process are swapped just now."""
+        cdef uint32_t position = 0
+        cdef Mm *mm
+        pages = 0
+        while True:
+            mm = mm_next(self._state, &position)
+            if mm == NULL:
+                return pages
+            if mm.pid == pid:
+                pages += mm.swapped
+            mm_put(self._state, mm)
 
     def watch(self):
         """Starts the threads. What was taken over is this engine's from now on: what was left must not be taken over

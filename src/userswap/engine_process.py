@@ -11,6 +11,9 @@ words:
                      open {key, spec}          a swap area is wanted: answered by `area` or `refused`
                      unwanted KEY              ... or not any more
                      emptied FD                a swap area is not used any more
+                     attached                  all processes that were to be are entered
+                     entered PID, left PID     of processes that the keeper has not started
+                     detached PID              it is not to be attached to again
                      over                      all is put away
     from the keeper  watch SINCE               the program runs, since when (monotonic time)
                      area {key, ...}, refused {key, why}
@@ -19,24 +22,30 @@ words:
                      ended                     the program has ended: to be reported
                      let-go                    nothing is to be kept busy any more, not even standard error
                      childless                 nothing is left of the tree
+                     give-up                   nobody waits any more for what was to be attached
 
 Both have one table of files, so a number is enough to hand over an open file; and neither notices by a
 channel's end that the other one has died. The keeper is told by the kernel; here a pidfd tells."""
 
+import errno
 import os
 import resource
 import select
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from userswap import background, cgroups, launch, libc, statistics, tree
 from userswap.areas import Area
 from userswap.channel import Channel
 from userswap.control import Control
-from userswap.errors import EXIT_OWN_ERROR, UserswapError
+from userswap.errors import EXIT_OWN_ERROR, UserswapError, reason
 from userswap.front import complain
 from userswap.store_process import END_SECONDS
+
+ATTACHING_MS = 2.0
+ATTACHED_MS = 500.0
 
 # Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
 TYPE_CHECKING = False
@@ -46,27 +55,48 @@ if TYPE_CHECKING:
     from userswap.engine import Engine
 
 
+def entry_error(error: OSError) -> str:
+    """Why a process cannot be entered, in words for the user."""
+    if error.errno == errno.ESRCH:
+        return "it has ended"
+    if error.errno == errno.EPERM:
+        return "it is another user's, or may not be traced (see userswap doctor)"
+    if error.errno == errno.EBUSY:
+        return "it is being traced already"
+    if error.errno == errno.ENOEXEC:
+        return "it does not run 64-bit code"
+    if error.errno == errno.EACCES:
+        return "a sandbox forbids it"
+    return reason(error)
+
+
 class Options:
     """What was asked for on the command line, of the engine."""
 
-    __slots__ = ("entry_bits", "quiet", "ram_limit_bytes", "stats_path")
+    __slots__ = ("attach", "attaches", "entry_bits", "leave_out", "quiet", "ram_limit_bytes", "stats_path")
 
     def __init__(self, ram_limit_bytes: int, stats_path: str | None, quiet: bool, entry_bits: int) -> None:
         self.ram_limit_bytes = ram_limit_bytes
         self.stats_path = stats_path
         self.quiet = quiet
         self.entry_bits = entry_bits
+        self.attaches = False  # to processes that run already; else the keeper starts a program
+        self.attach: tuple[int, ...] = ()  # ... these
+        self.leave_out: tuple[int, ...] = ()  # children of these that are not meant
 
 
 class Left:
     """What an engine that died has left. The new one takes that over, and has the same table of files."""
 
-    __slots__ = ("areas", "files", "strays")
+    __slots__ = ("areas", "attached", "files", "strays")
 
-    def __init__(self, files: tuple[int, int], areas: list[tuple[int, int, int]], strays: set[int]) -> None:
+    def __init__(
+        self, files: tuple[int, int], areas: list[tuple[int, int, int]], strays: set[int], attached: bool
+    ) -> None:
         self.files = files  # Engine.files()
         self.areas = areas  # of each its descriptor then, and those of now
         self.strays = strays  # what it had open, of which some is not used any more
+        self.attached = attached  # it had entered all that it was to attach
 
 
 class EngineProcess:
@@ -86,6 +116,8 @@ class EngineProcess:
         self._ended = False  # the program has
         self._told = False  # ... and nobody waits for us any more
         self._childless = False
+        self._attaching = list(options.attach)  # processes that are still to be entered
+        self._entered: set[int] = set()  # those that the keeper knows to be
         self._patient_until: float | None = None  # a time
 
     def run(self, desk: int, own: Sequence[int]) -> "NoReturn":
@@ -151,6 +183,8 @@ class EngineProcess:
         while True:
             engine.control()
             self._hear_keeper(engine)
+            self._tell_entered(engine)
+            self._look_at_attached(engine)
             if self._control is not None and self._watching:
                 self._control.serve()
             if self._childless and not engine.tree_alive():
@@ -162,9 +196,61 @@ class EngineProcess:
                 if self._childless:
                     engine.end_waits()
 
+    # ---- processes that ran already
+
+    def _begin_attaching(self, engine: "Engine") -> None:
+        for pid in self._options.leave_out:
+            engine.leave_out(pid)
+        for pid in self._options.attach:
+            engine.attach(pid)
+
+    def _tell_entered(self, engine: "Engine") -> None:
+        """The keeper ends them if nobody can serve them any more."""
+        if self._options.attaches:
+            now = set(engine.entered_processes())
+            for pid in now - self._entered:
+                self._keeper.send(f"entered {pid}")
+            for pid in self._entered - now:
+                self._keeper.send(f"left {pid}")
+            self._entered = now
+
+    def _look_at_attached(self, engine: "Engine") -> None:
+        if not self._options.attaches or not self._watching:
+            return
+        while self._attaching and self._is_attached(engine, self._attaching[0]):
+            if len(self._attaching) == 1:
+                self._keeper.send("attached")
+            del self._attaching[0]
+        if not self._attaching and not engine.processes():
+            self._childless = True
+
+    def _is_attached(self, engine: "Engine", pid: int) -> bool:
+        """Or has ended, if it is not the one that was asked for. Raises UserswapError."""
+        process = tree.look_at(pid)
+        try:
+            if process is None or not tree.is_program(process):
+                raise ProcessLookupError(errno.ESRCH, "it has ended")
+            return engine.attached(pid) is True
+        except OSError as error:
+            if error.errno == errno.ESRCH and pid != self._options.attach[0]:
+                return True
+            self._detach_all(engine)
+            raise UserswapError(f"process {pid} cannot be entered: {entry_error(error)}") from error
+
+    def _detach_all(self, engine: "Engine") -> None:
+        """What was attached so far. It has hardly swapped anything."""
+        for pid in engine.entered_processes():
+            with suppress(OSError):
+                engine.detach(pid)
+
     def _patience_ms(self) -> float | None:
-        """How long to wait yet for a store that stalls, and so may keep an address space from being left.
-        Whoever asks for the status meanwhile does not prolong it."""
+        """How long to wait at most: for a process that is being entered, for the end of those that others
+        wait for, for a store that stalls, and so may keep an address space from being left. Whoever asks for
+        the status meanwhile does not prolong it."""
+        if self._attaching:
+            return ATTACHING_MS
+        if self._options.attaches and not self._childless:
+            return ATTACHED_MS
         if not self._ended or self._control is None or not self._control.has_stores():
             return None
         if self._patient_until is None:
@@ -184,7 +270,10 @@ class EngineProcess:
         if word == "watch":
             self._started = float(rest[0])
             self._watching = True
-            if self._left is not None:  # before their numbers are used again
+            self._begin_attaching(engine)
+            if self._left is not None:
+                self._attaching = [pid for pid in self._attaching if not self._left.attached]
+                # Before their numbers are used again.
                 for fd in self._left.strays - engine.open_files():
                     os.close(fd)
             engine.watch()
@@ -208,6 +297,9 @@ class EngineProcess:
             self._told = True
         elif word == "childless":
             self._childless = True
+        elif word == "give-up":
+            self._detach_all(engine)
+            raise UserswapError("given up")
 
     def _lose_keeper(self, engine: "Engine") -> "NoReturn":
         """Nobody ends the tree any more, unless the front process does: so it is done here."""
@@ -250,7 +342,11 @@ class EngineProcess:
 
     def _describe(self, engine: "Engine") -> dict[str, object]:
         """What `status` tells of this engine, but for its areas."""
-        programs = tree.programs(self._keeper_pid, engine.own_processes())
+        if self._options.attaches:
+            found = [tree.look_at(pid) for pid in engine.processes()]
+            programs = [one for one in found if one is not None and tree.is_program(one)]
+        else:
+            programs = tree.programs(self._keeper_pid, engine.own_processes())
         named = [{"pid": one.pid, "name": one.name} for one in programs]
         return {"pid": self._keeper_pid, "programs": named, **self._counts(engine)}
 

@@ -19,7 +19,7 @@ from posix.types cimport pid_t
 from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
-from userswap.desk cimport desk_ask, desk_await, desk_taken
+from userswap.desk cimport desk_await, desk_make, desk_taken
 from userswap.inject cimport Helper, helper_end, helper_take
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
@@ -75,12 +75,11 @@ cdef uint64_t FEATURES = (
 
 
 cdef int _make_helper(Engine *engine, pid_t pid, int uffd, Helper *helper) noexcept nogil:
-    """As helper_inject."""
-    engine.desk.target = pid
-    engine.desk.uffd = uffd
-    engine.desk.features = FEATURES
-    engine.desk.staging_length = STAGING_BYTES
-    return desk_ask(engine.desk, &engine.stopping, helper)
+    cdef int result
+    pthread_mutex_lock(&engine.desk_lock)
+    result = desk_make(engine.desk, &engine.stopping, pid, uffd, FEATURES, STAGING_BYTES, helper)
+    pthread_mutex_unlock(&engine.desk_lock)
+    return result
 
 
 cdef int _bind(Engine *engine, Mm *mm, pid_t pid, Helper *helper) noexcept nogil:
@@ -223,11 +222,13 @@ cdef int _enter(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexce
 
 
 cdef bint _wants_entry(Engine *engine, Process *process, bint near) noexcept nogil:
-    if not near and (process.put_off or not limit_reached_by(engine, process.untouched)):
+    if not near and not process.wanted and (process.put_off or not limit_reached_by(engine, process.untouched)):
         return False
     if (process.gone or process.mm_id != 0 or process.entering or process.shares or process.helper or process.left_alone
-            or process.anonymous < ENTER_PAGES):
+            or (process.anonymous < ENTER_PAGES and not process.wanted)):
         return False
+    if process.wanted:
+        return True
     # Most forked children end or run another program in a moment.
     if sys_since_us(process.found_at) > SETTLE_US:
         return True
@@ -237,6 +238,7 @@ cdef bint _wants_entry(Engine *engine, Process *process, bint near) noexcept nog
 cdef void _leave_alone(Engine *engine, Process *process, int error) noexcept nogil:
     cdef LeftAlone *note
     process.left_alone = True
+    process.refused = error
     pthread_mutex_lock(&engine.reason_lock)
     if engine.left_alone_count < MAX_LEFT_ALONE:
         note = &engine.left_alone[engine.left_alone_count]
@@ -309,7 +311,7 @@ cdef void _entered(Engine *engine, Process *process, Entry *entry) noexcept nogi
         sys_signal_eventfd(engine.attention)        # there is a new userfaultfd to keep
     elif entry.result == -ESRCH:
         process.gone = True
-    elif entry.early:
+    elif entry.early and not process.wanted:
         process.put_off = True
         process.tries = 0
     elif entry.result != -EAGAIN or process.tries >= ENTER_TRIES:

@@ -299,7 +299,7 @@ cdef bint _wanted(Engine *engine) noexcept nogil:
 
 
 cdef bint _can_evict(Mm *mm) noexcept nogil:
-    return _can_drop(mm) and not mm.leaving
+    return _can_drop(mm) and not mm.leaving and not mm.detaching
 
 
 cdef bint _evict_round(Evictor *evictor) noexcept nogil:

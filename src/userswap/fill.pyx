@@ -9,7 +9,7 @@ In three parts: planned under Mm.lock, loaded without it, put in place under it.
     handed out anew, because a fill holds a count of it.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from userswap.events cimport events_drain
@@ -247,7 +247,8 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
     cdef Engine *engine = worker.engine
     cdef uint64_t low = page
     cdef uint64_t at
-    cdef uint64_t most = min(<uint64_t>window.count, <uint64_t>max(room_left(engine), 1))
+    cdef int64_t room = max(room_left(engine), <int64_t>1) if not worker.unbounded else <int64_t>window.count
+    cdef uint64_t most = min(<uint64_t>window.count, <uint64_t>room)
     cdef uint64_t word
     cdef uint32_t value
     cdef bint planned = True

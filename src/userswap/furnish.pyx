@@ -364,7 +364,8 @@ cdef void describe(Helper *helper, Region *region) noexcept nogil:
     mailbox.staging = region.staging
     mailbox.staging_length = region.staging_length
     mailbox.uffd = USERSWAP_HELPER_UFFD
-    mailbox.pid = own_pid(helper.pid)
+    helper.own_pid = own_pid(helper.pid)
+    mailbox.pid = helper.own_pid
     mailbox.magic = USERSWAP_MAILBOX_MAGIC
 
 

@@ -50,6 +50,7 @@ cdef extern from "helper.h" nogil:
 
 cdef struct Helper:
     pid_t pid
+    pid_t own_pid               # in its own namespace, as the program would know it
     int pidfd
     int uffd                    # the engine's copy; whoever called helper_inject closes it
     pid_t target
@@ -95,6 +96,12 @@ cdef int helper_call(Helper *helper) noexcept nogil
 # Whether it has nothing to do.
 cdef inline bint helper_is_idle(Helper *helper) noexcept nogil:
     return load_u32(&helper.mailbox.done) == load_u32(&helper.mailbox.posted)
+
+# Undo helper_inject: the helper unmaps all that is ours in the program, ends, and is no zombie of it either. What
+# `helper` holds stays the caller's to let go of (helper_end). 0 or -errno:
+#   -EAGAIN   it has ended, but no thread of the program could be stopped in time to reap it
+# Rules for the caller as for helper_inject.
+cdef int helper_remove(const Helper *helper) noexcept nogil
 
 # Kill the helper, wait until it is dead, and let go of all that is in `helper` but its uffd.
 cdef void helper_end(Helper *helper) noexcept nogil

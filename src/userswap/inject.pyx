@@ -36,8 +36,8 @@ from userswap.system cimport (
 )
 from userswap.tracee cimport (
     PAGE, STOP_LIMIT_MS, SYSCALL_STOP, Tracee, await_stop, enter_syscall, is_event_stop, is_syscall,
-    locate_syscall, now_ns, read_start, set_options, sleep_us, status_field, syscall_result, thread_state,
-    to_event_stop, to_syscall_stop, user_regs_struct,
+    locate_syscall, now_ns, read_start, reap, remote_call, set_options, sleep_us, status_field, syscall_result,
+    thread_state, to_event_stop, to_syscall_stop, user_regs_struct,
 )
 
 cdef extern from *:
@@ -50,10 +50,12 @@ cdef extern from *:
     #include <sys/mman.h>
     #include <sys/ptrace.h>
     #include <sys/syscall.h>
+    #include <sys/wait.h>
     #include <time.h>
     #include <unistd.h>
     """
-    const int SYS_clone, SYS_futex, SYS_pidfd_open, SYS_pidfd_send_signal
+    const int __WALL, WNOHANG
+    const int SYS_clone, SYS_exit_group, SYS_futex, SYS_munmap, SYS_pidfd_open, SYS_pidfd_send_signal, SYS_wait4
     const int SYS_accept, SYS_accept4, SYS_connect, SYS_epoll_wait, SYS_epoll_pwait, SYS_io_getevents
     const int SYS_io_pgetevents, SYS_io_uring_enter, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmmsg
     const int SYS_rt_sigtimedwait, SYS_semop, SYS_semtimedop, SYS_sendmsg, SYS_sendto, SYS_write, SYS_writev
@@ -115,9 +117,11 @@ cdef struct Candidate:
 
 cdef struct Job:
     Helper helper
+    bint remove             # ... it. Else make one
     int uffd                # one to use, or -1
     uint64_t features
     uint64_t staging_length
+    pid_t reaped            # to be waited for by a thread of the program, as it knows it; 0: none
     int error
 
 
@@ -184,7 +188,7 @@ cdef int choose_threads(pid_t target, Candidate *best) noexcept nogil:
     return count if count > 0 else -ESRCH
 
 
-# ---- the victim: one thread of the target, stopped for one clone ----
+# ---- the victim: one thread of the target, stopped for one clone, or to reap what that made ----
 
 cdef int seize(pid_t target, pid_t tid) noexcept nogil:
     if ptrace(PTRACE_SEIZE, tid, NULL, NULL) == 0:
@@ -261,6 +265,22 @@ cdef int clone_victim(Tracee *victim, pid_t *child) noexcept nogil:
     return 0
 
 
+cdef int reap_in_victim(Tracee *victim, pid_t reaped) noexcept nogil:
+    """-EAGAIN when the call was not made. Whether it found a child is no matter: another thread may have."""
+    cdef uint64_t[6] arguments
+    cdef int rc, stop
+    memset(arguments, 0, sizeof(arguments))
+    arguments[0] = <uint64_t>reaped
+    arguments[2] = <uint64_t>(__WALL | WNOHANG)
+    rc = enter_syscall(victim, SYS_wait4, arguments)
+    if rc == 0:
+        rc = to_syscall_stop(victim.tid, &stop)
+    if rc < 0:
+        return rc
+    rc = <int>syscall_result(victim)
+    return rc if rc == -ERESTARTNOINTR else 0
+
+
 cdef bint has_deliverable_signal(pid_t target, Tracee *victim) noexcept nogil:
     cdef int64_t own = status_field(target, victim.tid, b"\nSigPnd:", 16)
     cdef int64_t shared = status_field(target, victim.tid, b"\nShdPnd:", 16)
@@ -331,12 +351,12 @@ cdef int stop_victim(pid_t target, Tracee *victim) noexcept nogil:
     return rc
 
 
-cdef int clone_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
+cdef int act_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     cdef uint64_t start = now_ns()
     cdef int left, rc = stop_victim(job.helper.target, victim)
     if rc < 0:
         return rc
-    rc = clone_victim(victim, child)
+    rc = clone_victim(victim, child) if job.reaped == 0 else reap_in_victim(victim, job.reaped)
     left = to_event_stop(victim.tid)
     if left == 0:
         left = release_victim(job.helper.target, victim)
@@ -346,15 +366,15 @@ cdef int clone_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     return rc if rc < 0 else left
 
 
-cdef int clone_in_haste(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
+cdef int act_in_haste(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     """Every step waits for the thread's turn on a CPU, milliseconds each where the program is busy."""
     sys_hurry(victim.tid, PRIORITY_TRACEE, &victim.schedule)
-    cdef int rc = clone_in(job, victim, child)
+    cdef int rc = act_in(job, victim, child)
     sys_unhurry(victim.tid, &victim.schedule)       # if it was not released
     return rc
 
 
-cdef int clone_in_any(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
+cdef int act_in_any(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     """In the best thread that can be stopped. A thread may end, or sleep on, while we ask for it."""
     cdef Candidate best[CANDIDATES]
     cdef int i, rc, count = choose_threads(job.helper.target, best)
@@ -366,18 +386,18 @@ cdef int clone_in_any(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
         return rc
     for i in range(count):
         victim.tid = best[i].tid
-        rc = clone_in_haste(job, victim, child)
-        if child[0] != 0 or (rc != -EAGAIN and rc != -ESRCH and rc != -ENOEXEC):
+        rc = act_in_haste(job, victim, child)
+        if child[0] != 0 or rc == 0 or (rc != -EAGAIN and rc != -ESRCH and rc != -ENOEXEC):
             return rc
     return -ENOENT if rc == -ESRCH else rc
 
 
-cdef int try_to_clone(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
+cdef int try_to_act(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
     """Again where the program changed under our hands: a stop signal had just come, which the thread has to
     be let have; it ran another program; or the threads that we knew of are gone."""
     cdef int _, rc = -EAGAIN
     for _ in range(ATTEMPTS):
-        rc = clone_in_any(job, victim, child)
+        rc = act_in_any(job, victim, child)
         if rc != -ERESTARTNOINTR and rc != -ENOENT:
             return rc
         sleep_us(200)
@@ -402,7 +422,7 @@ cdef int try_out(Helper *helper) noexcept nogil:
 cdef int inject(Job *job) noexcept nogil:
     cdef Tracee victim, child
     memset(&child, 0, sizeof(child))
-    cdef int rc = try_to_clone(job, &victim, &child.tid)
+    cdef int rc = try_to_act(job, &victim, &child.tid)
     if child.tid == 0:
         return rc
     # Even if something went wrong with the thread since, the clone is there and has to be dealt with.
@@ -412,8 +432,43 @@ cdef int inject(Job *job) noexcept nogil:
     return try_out(&job.helper) if rc == 0 else rc
 
 
+cdef int clear(Job *job) noexcept nogil:
+    """Of the helper: its memory first, by itself; then it, and what the program would see of it."""
+    cdef Tracee helper, victim
+    cdef uint64_t[6] arguments
+    cdef int rc, stop = 0
+    cdef pid_t none = 0
+    memset(&helper, 0, sizeof(helper))
+    memset(arguments, 0, sizeof(arguments))
+    helper.tid = job.helper.pid
+    rc = locate_syscall(helper.tid, &helper.instruction)
+    if rc == 0 and ptrace(PTRACE_SEIZE, helper.tid, NULL, NULL) < 0:
+        rc = -errno
+    if rc == 0:
+        rc = interrupt(job.helper.target, helper.tid)
+    if rc == 0:
+        rc = set_options(&helper, 0)
+    if rc == 0 and ptrace(PTRACE_GETREGS, helper.tid, NULL, &helper.registers) < 0:
+        rc = -errno
+    if rc == 0:
+        rc = <int>remote_call(&helper, SYS_munmap, job.helper.own_start[0],
+                              job.helper.own_end[0] - job.helper.own_start[0])
+    if rc == 0:
+        enter_syscall(&helper, SYS_exit_group, arguments)
+        to_syscall_stop(helper.tid, &stop)      # it ends
+    end_process(&job.helper)
+    reap(helper.tid)
+    if rc < 0 or is_dead(job.helper.target_pidfd) or status_field(
+            job.helper.pid, job.helper.pid, b"\nPPid:", 10) != job.helper.target:
+        return rc
+    return try_to_act(job, &victim, &none)
+
+
 cdef void *tracer(void *argument) noexcept nogil:
     cdef Job *job = <Job *>argument
+    if job.remove:
+        job.error = clear(job)
+        return NULL
     job.error = inject(job)
     # What was made of the clone must not outlive us, and at the end of this thread it would be let go.
     if job.error < 0 and job.helper.pid > 0:
@@ -468,6 +523,17 @@ cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t 
         close(job.helper.uffd)
     let_go(&job.helper)
     return rc
+
+
+cdef int helper_remove(const Helper *helper) noexcept nogil:
+    cdef Job job
+    cdef int rc
+    memset(&job, 0, sizeof(job))
+    job.helper = helper[0]
+    job.remove = True
+    job.reaped = helper.own_pid
+    rc = run_tracer(&job)
+    return 0 if rc == -ESRCH else rc        # the program has gone
 
 
 # ---- asking and ending ----

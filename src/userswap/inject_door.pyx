@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 
 from userswap.inject cimport (
     Helper, USERSWAP_DROP, USERSWAP_EXIT, USERSWAP_MADVISE, USERSWAP_MOVE, USERSWAP_NOTHING,
-    USERSWAP_POPULATE_WRITE, helper_call, helper_end, helper_inject,
+    USERSWAP_POPULATE_WRITE, helper_call, helper_end, helper_inject, helper_remove,
 )
 
 NOTHING = USERSWAP_NOTHING
@@ -60,6 +60,15 @@ cdef class Attached:
                 helper_call(&self.helper)
             times.append(time.perf_counter_ns() - start)
         return times
+
+    def remove(self):
+        """As helper_remove and, in any case, helper_end."""
+        cdef int rc
+        with nogil:
+            rc = helper_remove(&self.helper)
+            helper_end(&self.helper)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
 
     def end(self):
         with nogil:

@@ -61,6 +61,8 @@ class Keeper:
         self._told = False  # the front process knows the status
         self._childless = False  # the engine knows that no program is left
         self._failure: str | None = None  # what the engine said last
+        self._entered: dict[int, int] = {}  # pidfds of processes that we have not started
+        self._attached = False
         self._over = False  # the engine has put everything away
         self._ending = False  # whatever dies now, it is meant to
         self._poller = select.poll()
@@ -75,6 +77,24 @@ class Keeper:
         except UserswapError as error:
             self._end(str(error), EXIT_OWN_ERROR)
         except Exception as error:  # any mistake of ours: the tree must not go on without its engine
+            self._end(f"internal error: {type(error).__name__}: {error}", EXIT_OWN_ERROR)
+
+    def attach(self) -> None:
+        """Instead of run(): to processes that run already, as the options say. The front process is told
+        `attached`, and ends."""
+        try:
+            libc.become_subreaper()
+            self._start_stores()
+            self._leave_terminal()
+            self._start_engine()
+            self._await_engine()
+            self._tracer.start()
+            self._started = time.monotonic()
+            self._send_engine(f"watch {self._started}")
+            self._serve()
+        except UserswapError as error:
+            self._end(str(error), EXIT_OWN_ERROR)
+        except Exception as error:
             self._end(f"internal error: {type(error).__name__}: {error}", EXIT_OWN_ERROR)
 
     def _run(self, command: list[str], inherited: launch.Inherited) -> None:
@@ -174,12 +194,13 @@ class Keeper:
                 area.process.serve_again()
                 area.ready()
         areas = [(fd, area.fd, area.memory) for area, fd in then.items()]
-        return Left(self._files, areas, self._strays() if idle else set())
+        return Left(self._files, areas, self._strays() if idle else set(), self._attached)
 
     def _strays(self) -> set[int]:
         """What is open and not ours."""
         ours = {0, 1, 2, self._signals}
         ours |= {self._front.fileno()} if self._front is not None else set()
+        ours |= set(self._entered.values())
         for area in [*self._areas, *self._asked.values()]:
             ours |= {area.fd, *area.files()}
         return {fd for fd in map(int, os.listdir("/proc/self/fd")) if libc.is_open(fd)} - ours
@@ -206,6 +227,20 @@ class Keeper:
             self._reported = time.monotonic()
         elif word == "over":
             self._over = True
+        elif word == "attached":
+            self._attached = True
+            self._send_front("attached")
+            self._let_go()
+        elif word == "entered":
+            with suppress(ProcessLookupError):
+                self._entered[int(text)] = os.pidfd_open(int(text))
+        elif word == "left":
+            if int(text) in self._entered:
+                os.close(self._entered.pop(int(text)))
+        elif word == "detached":
+            options = self._options
+            options.attach = tuple(pid for pid in options.attach if pid != int(text))
+            options.leave_out = (*options.leave_out, int(text))
         elif word == "open":
             import json  # costs memory, and few engines are ever talked to
 
@@ -391,9 +426,9 @@ class Keeper:
             self._hear_stores()
             if self._status is not None:
                 self._see_to_the_end(self._status)
-                if self._over and not self._engine:
-                    self._end_well(self._status)
-                    return
+            if self._over and not self._engine:
+                self._end_well(self._status or 0)
+                return
             self._poller.poll(self._patience_ms() if reaped else TRACER_BUSY_MS)
 
     def _patience_ms(self) -> float | None:
@@ -409,11 +444,15 @@ class Keeper:
             self._send_engine("childless")
         if self._reported and not self._told and (not self._childless or self._patience_ms() == 0):
             self._send_front(f"exit {status} staying")
-            self._told = True
-            background.let_go_of_everything()
-            self._send_engine("let-go")
-            for area in self._stores.values():
-                area.let_go()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Nobody waits for us any more."""
+        self._told = True
+        background.let_go_of_everything()
+        self._send_engine("let-go")
+        for area in self._stores.values():
+            area.let_go()
 
     def _reap(self) -> bool:
         """All that can be reaped. False where children have to wait, as the tracer is at work."""
@@ -476,6 +515,9 @@ class Keeper:
         """End in failure, with the tree."""
         self._ending = True
         self._hear_last()
+        for fd in self._entered.values():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
         tree.kill_descendants()
         self._say(line)
         if any(area.created_path is not None for area in self._areas):
@@ -524,6 +566,8 @@ class Keeper:
             self._poller.unregister(self._front)
             self._front.close()
             self._front = None
+            if self._options.attaches and not self._attached:
+                self._send_engine("give-up")
 
     def _flush_at_end(self) -> None:
         while self._front is not None and self._front.waiting:

@@ -66,6 +66,8 @@ cdef struct Mm:
     bint binding            # ... or is about to be; and what is known of a fork child is still to be verified
     bint helper_failed      # it is dead or does not answer
     bint leaving            # ... or is about to be ended
+    bint detaching          # all comes back, and nothing goes any more (detach.pyx)
+    bint detached           # ... all has, and what the program does concerns us no more
     bint unsharing          # the helper may fault on our behalf
     bint dead               # the address space is gone
     bint rescan             # mappings have changed: look for new ones
@@ -142,6 +144,7 @@ cdef struct Worker:
     int cpu
     uint8_t *buffer         # WINDOW_MAX pages
     uint8_t *packed         # what was read of packed pages
+    bint unbounded          # what it fills waits for no room
     Unpacker unpacker
     sys_reads reads
     uint32_t served         # faults that followed another soon
@@ -257,6 +260,7 @@ cdef struct Engine:
     uint32_t left_alone_count
     char reason[256]        # why the program must be stopped, or ""
     int64_t own_pages       # of all processes of ours, when last looked at
+    pthread_mutex_t desk_lock   # held while it is asked for something. Nothing is taken under it
     Desk *desk              # where the tracer is asked
     bint desk_late          # ... and still is at what an engine before had asked for
 

@@ -83,7 +83,9 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
     if mm == NULL:
         process.mm_id = 0
         return
-    if process.gone or sys_same_memory(process.pid, mm.helper.pid) == 0:
+    if mm.detaching:
+        pass
+    elif process.gone or sys_same_memory(process.pid, mm.helper.pid) == 0:
         _leave(engine, process)
     elif mm.helper_failed or sys_process_dead(mm.helper.pidfd):
         engine_stop(engine, b"the helper of a process was ended by somebody else: process", process.pid)
@@ -101,8 +103,8 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
 
 
 cdef void _look_at_mms(Engine *engine, bint near) noexcept nogil:
-    """Ends address spaces that no process has any more: the userfaultfd tells, whoever shared them. Protects what forks
-    have left shared, where memory is short or it could not be at once."""
+    """Ends address spaces that no process has any more: the userfaultfd tells, whoever shared them. Protects what
+    forks have left shared, where memory is short or it could not be at once."""
     cdef uint32_t position = 0
     cdef Mm *mm
     while True:

@@ -10,6 +10,7 @@ cdef enum:
     NAME_BYTES = 16
     TOUCH_PAGES_A_MS = 1024     # 4 GiB/s: how fast a program can touch fresh memory
     OWN_MAX = 32                # more than there can be areas
+    ROOTS_MAX = 256             # processes that are attached at once
 
 cdef struct Process:
     pid_t pid
@@ -32,6 +33,8 @@ cdef struct Process:
     bint forgotten          # ... and the monitor will not look at it again
     bint entering           # it is being entered just now
     bint left_alone         # it cannot be entered
+    bint wanted             # it is to be entered whether memory is short or not
+    int refused             # ... and why it could not be, an errno
     bint put_off            # ... or could not before memory was short: not tried again until then
     int tries
     uint64_t found_at       # us
@@ -41,6 +44,10 @@ cdef struct OwnProcess:     # one of ours that is no helper: not of the tree, wh
     pid_t pid
     int statm
     int64_t sharing         # pages that are counted for another of ours as well (copy-on-write after a fork)
+
+cdef struct LeftOut:
+    pid_t pid
+    uint64_t started        # as the kernel counts: the number may be another process' later
 
 cdef struct ProcessList:
     Process **items
@@ -56,6 +63,11 @@ cdef struct Tree:
     uint64_t own_next       # when what ours share is to be measured again, us
     ProcessList look        # the monitor's: those of its present look
     pid_t root              # the keeper: all below it is the tree, orphans come to it
+    pid_t wanted[256]       # ROOTS_MAX: processes that are to be of the tree as well, with all that they start
+    int wanted_count
+    LeftOut *left_out       # ... and those that are not, nor what they start
+    uint32_t left_out_count
+    uint32_t left_out_room
     int loadavg             # /proc/loadavg: tells when a process was made
     char last_pid[64]
     uint64_t ticks          # looks so far, from 1
@@ -68,7 +80,9 @@ cdef struct Tree:
     int64_t most            # what it would have been if nothing were shared: there cannot be more
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
+cdef bint tree_attach(Tree *tree, pid_t pid) noexcept nogil
 cdef Process *tree_have(Tree *tree, pid_t pid) noexcept nogil
+cdef bint tree_leave_out(Tree *tree, pid_t pid) noexcept nogil
 cdef int tree_add_own(Tree *tree, pid_t pid) noexcept nogil
 cdef void tree_remove_own(Tree *tree, pid_t pid) noexcept nogil
 cdef bint tree_is_own(Tree *tree, pid_t pid) noexcept nogil

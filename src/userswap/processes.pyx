@@ -29,6 +29,7 @@ from userswap.system cimport (
     sys_read_small,
     sys_same_memory,
     sys_since_us,
+    sys_start_time,
 )
 
 cdef enum:
@@ -62,6 +63,78 @@ cdef bint _list_add(ProcessList *processes, Process *process) noexcept nogil:
     processes.items[processes.count] = process
     processes.count += 1
     return True
+
+
+# ---- processes that somebody names
+
+cdef bint tree_attach(Tree *tree, pid_t pid) noexcept nogil:
+    """It is of the tree, from the next look on, with all that it starts. False if too many are."""
+    cdef bint done
+    pthread_mutex_lock(&tree.lock)
+    done = tree.wanted_count < ROOTS_MAX
+    if done:
+        tree.wanted[tree.wanted_count] = pid
+        tree.wanted_count += 1
+        tree.last_pid[0] = 0
+    pthread_mutex_unlock(&tree.lock)
+    return done
+
+
+cdef Process *tree_have(Tree *tree, pid_t pid) noexcept nogil:
+    """The process, which is of the tree from now on if it was not. NULL if it is gone. The sampler does not run
+    yet."""
+    cdef Process *process = _find(tree, pid)
+    return process if process != NULL else _add(tree, pid, 0)
+
+
+cdef bint tree_leave_out(Tree *tree, pid_t pid) noexcept nogil:
+    """It is not, or not any more, nor is what it starts. False without memory."""
+    cdef uint32_t at
+    cdef void *grown
+    pthread_mutex_lock(&tree.lock)
+    if tree.left_out_count == tree.left_out_room:
+        grown = realloc(tree.left_out, (2 * tree.left_out_room + 64) * sizeof(LeftOut))
+        if grown == NULL:
+            pthread_mutex_unlock(&tree.lock)
+            return False
+        tree.left_out = <LeftOut *>grown
+        tree.left_out_room = 2 * tree.left_out_room + 64
+    tree.left_out[tree.left_out_count].pid = pid
+    tree.left_out[tree.left_out_count].started = sys_start_time(pid)
+    tree.left_out_count += 1
+    for at in range(tree.all.count):
+        if tree.all.items[at].pid == pid:
+            tree.all.items[at].gone = True
+    pthread_mutex_unlock(&tree.lock)
+    return True
+
+
+cdef bint _is_left_out(Tree *tree, pid_t pid) noexcept nogil:
+    """Tree.lock is held."""
+    cdef uint32_t at
+    for at in range(tree.left_out_count):
+        if tree.left_out[at].pid == pid and tree.left_out[at].started == sys_start_time(pid):
+            return True
+    return False
+
+
+cdef void _add_wanted(Tree *tree) noexcept nogil:
+    cdef pid_t[256] wanted
+    cdef int at, count
+    cdef Process *process
+    pthread_mutex_lock(&tree.lock)
+    count = tree.wanted_count
+    tree.wanted_count = 0
+    for at in range(count):
+        wanted[at] = tree.wanted[at]
+    pthread_mutex_unlock(&tree.lock)
+    for at in range(count):
+        process = _find(tree, wanted[at])
+        if process == NULL:
+            process = _add(tree, wanted[at], 0)
+        if process != NULL:
+            process.fresh = False       # nothing is known of its parent: it counts for itself
+            process.wanted = True
 
 
 # ---- processes of ours that are not of the tree: Python's, which starts and ends them
@@ -197,7 +270,7 @@ cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
     process.anonymous = anonymous_pages(process.statm, &process.mapped, &process.untouched)
     _read_name(process)
     pthread_mutex_lock(&tree.lock)
-    added = not _is_own(tree, pid) and _list_add(&tree.all, process)
+    added = not _is_own(tree, pid) and not _is_left_out(tree, pid) and _list_add(&tree.all, process)
     pthread_mutex_unlock(&tree.lock)
     if added:
         return process
@@ -246,12 +319,6 @@ cdef void _walk(Tree *tree, pid_t pid, char *text) noexcept nogil:
     closedir(tasks)
 
 
-cdef Process *tree_have(Tree *tree, pid_t pid) noexcept nogil:
-    """The process, which is of the tree from now on if it was not. NULL if it is gone. The sampler does not run yet."""
-    cdef Process *process = _find(tree, pid)
-    return process if process != NULL else _add(tree, pid, 0)
-
-
 cdef void _free_forgotten(Tree *tree) noexcept nogil:
     cdef uint32_t at = 0
     pthread_mutex_lock(&tree.lock)
@@ -270,6 +337,7 @@ cdef void tree_find(Tree *tree) noexcept nogil:
     cdef char text[65536]
     cdef uint32_t at
     _free_forgotten(tree)
+    _add_wanted(tree)
     sys_read_small(tree.loadavg, text, 64)
     if strrchr(text, c' ') != NULL and strcmp(strrchr(text, c' '), tree.last_pid) == 0:
         return
@@ -477,9 +545,9 @@ cdef void _measure_small(Tree *tree, uint64_t now) noexcept nogil:
 cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept nogil:
     """Measures, now and then, what forked processes share, so that it is counted once.
 
-    Each page that one of them writes to is a new one, of which neither process' own count tells, and Engine.copied only
-    where it is told of. The kernel walks their page tables for it, some milliseconds a gigabyte: as often as takes a
-    fifth of the time, or, while there is room for some pages more, a twentieth at most."""
+    Each page that one of them writes to is a new one, of which neither process' own count tells, and Engine.copied
+    only where it is told of. The kernel walks their page tables for it, some milliseconds a gigabyte: as often as
+    takes a fifth of the time, or, while there is room for some pages more, a twentieth at most."""
     cdef uint32_t at
     cdef uint64_t now = sys_now_us()
     cdef uint64_t taken

@@ -48,6 +48,22 @@ def cgroup_limit(proc: str = "/proc/self") -> int | None:
     return min(limits, default=None)
 
 
+def cgroup_room(proc: str) -> int | None:
+    """How many bytes more the groups of a process may take before one is at its limit; None without a limit.
+    What they have of files can be had for it."""
+    rooms = []
+    for top, group in cgroups.groups("memory", proc):
+        for here in cgroups.upward(top, group):
+            limits = [_read_limit(os.path.join(here, name)) for name in _LIMIT_FILES]
+            known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES]
+            used = [_read_limit(os.path.join(here, name)) for name in _USAGE_FILES]
+            taken = next((bytes_ for bytes_ in used if bytes_ is not None), None)
+            if known and taken is not None:
+                files = _stat_field(here, "inactive_file") + _stat_field(here, "active_file")
+                rooms.append(min(known) - taken + files)
+    return min(rooms, default=None)
+
+
 def _percentage(text: str) -> int:
     try:
         percent = float(text[:-1])
@@ -76,6 +92,7 @@ def _limits_upward(top: str, group: str) -> list[int]:
 
 
 # Above memory.high the kernel slows a group down until it is below again: to us that is a limit too.
+_USAGE_FILES = ("memory.current", "memory.usage_in_bytes")
 _LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 
 
@@ -88,10 +105,18 @@ def _read_limit(path: str) -> int | None:
 
 
 def _hierarchical_limit(path: str) -> int | None:
+    return _stat_line(path, "hierarchical_memory_limit")
+
+
+def _stat_field(folder: str, name: str) -> int:
+    return _stat_line(os.path.join(folder, "memory.stat"), name) or 0
+
+
+def _stat_line(path: str, name: str) -> int | None:
     try:
         with open(path, encoding="utf-8") as lines:
             for line in lines:
-                if line.startswith("hierarchical_memory_limit "):
+                if line.startswith(f"{name} "):
                     return int(line.split()[1])
     except (OSError, ValueError):
         pass

@@ -438,6 +438,13 @@ static inline int sys_uffd_register(int uffd, uint64_t at, uint64_t bytes)
 	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
 
+static inline int sys_uffd_unregister(int uffd, uint64_t at, uint64_t bytes)
+{
+	struct uffdio_range range = {at, bytes};
+
+	return ioctl(uffd, UFFDIO_UNREGISTER, &range) ? -errno : 0;
+}
+
 static inline int sys_uffd_protect(int uffd, uint64_t at, uint64_t bytes)
 {
 	struct uffdio_writeprotect wp = {{at, bytes}, UFFDIO_WRITEPROTECT_MODE_WP};
@@ -591,6 +598,39 @@ static inline int sys_open_proc(pid_t pid, const char *name)
 
 	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
 	return (int)sys_result(open(path, O_RDONLY | O_CLOEXEC));
+}
+
+/* Pages of memory that can be had without swap, by the kernel's own estimate; 0 if it gives none. */
+static inline int64_t sys_available_pages(void)
+{
+	char text[2048];
+	const char *found = NULL;
+	int fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return 0;
+	if (sys_read_small(fd, text, sizeof text) > 0)
+		found = strstr(text, "MemAvailable:");
+	close(fd);
+	return found ? strtoll(found + 13, NULL, 10) / 4 : 0;
+}
+
+/* When the process was started, in ticks since the machine was; 0 if it is gone. */
+static inline uint64_t sys_start_time(pid_t pid)
+{
+	char text[512];
+	char *name_end;
+	unsigned long long started = 0;
+	int fd = sys_open_proc(pid, "stat");
+
+	if (fd < 0)
+		return 0;
+	name_end = sys_read_small(fd, text, sizeof text) > 0 ? strrchr(text, ')') : NULL;
+	close(fd);
+	if (name_end)
+		sscanf(name_end + 1,
+		       " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &started);
+	return started;
 }
 
 /* Whether the process has not run a program of its own since it was forked; no, if it is gone. */

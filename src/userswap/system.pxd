@@ -140,6 +140,7 @@ cdef extern from "system.h" nogil:
     long sys_read_process(pid_t, void *, uint64_t, size_t)
     uint64_t sys_uffd_copy(int, uint64_t, const void *, uint64_t, bint protect, int *error)
     int sys_uffd_wake(int, uint64_t, uint64_t)
+    int sys_uffd_unregister(int, uint64_t, uint64_t)
     int sys_uffd_register(int, uint64_t, uint64_t)
     int sys_uffd_protect(int, uint64_t, uint64_t)
     int sys_uffd_unprotect(int, uint64_t, uint64_t)
@@ -164,6 +165,8 @@ cdef extern from "system.h" nogil:
     const long SYS_madvise, SYS_process_madvise
     long sys_waiting_call(pid_t, pid_t tid)
     bint sys_has_only_forked(pid_t)
+    uint64_t sys_start_time(pid_t)
+    int64_t sys_available_pages()
     void sys_pin_to_cpu(int)
     void sys_humble()
     void sys_pause()

@@ -378,6 +378,10 @@ cdef int _adopt_mm(Engine *engine, Engine *old, Mm *was) noexcept nogil:
     cdef int result
     if mm == NULL:
         return -ENOMEM
+    if was.detached:        # nothing is swapped, or known, any more; the helper may still be there
+        mm.helper = was.helper
+        mm.helper.mailbox = NULL
+        return mm_insert_as(engine, mm, was.id)
     _take_traits(mm, was)
     mm.binding = was.binding and was.entered
     if not was.entered and was.binding:

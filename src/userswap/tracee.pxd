@@ -43,8 +43,9 @@ cdef ssize_t read_memory(pid_t pid, uint64_t address, void *buffer, size_t lengt
 cdef bint is_syscall(pid_t pid, uint64_t address) noexcept nogil
 cdef int locate_syscall(pid_t pid, uint64_t *found) noexcept nogil
 
-# Stops. -ESRCH: it died, -EAGAIN: it does not stop.
+# Stops. -ESRCH: it died, -EAGAIN: it does not stop. One that died is to be reaped by us, before its parent can.
 cdef int await_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil
+cdef void reap(pid_t tid) noexcept nogil
 cdef bint is_event_stop(int stop) noexcept nogil
 cdef int to_syscall_stop(pid_t tid, int *stop) noexcept nogil
 cdef int to_event_stop(pid_t tid) noexcept nogil

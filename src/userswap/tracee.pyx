@@ -224,8 +224,8 @@ cdef int await_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
 
 
 cdef int _look_for_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
-    """WNOWAIT leaves an exit status for the one it belongs to. Looking again and again instead of sleeping is cheap, as
-    a tracee stops within microseconds, while being woken from another CPU takes a hundred."""
+    """WNOWAIT leaves an exit status for the one it belongs to. Looking again and again instead of sleeping is cheap,
+    as a tracee stops within microseconds, while being woken from another CPU takes a hundred."""
     cdef siginfo_t info
     cdef uint64_t start = now_ns(), waited
     cdef bint yielding = sysconf(_SC_NPROCESSORS_ONLN) > 1     # else it could not run while we look
@@ -245,6 +245,12 @@ cdef int _look_for_stop(pid_t tid, int *stop, uint64_t limit_ms) noexcept nogil:
             sched_yield()
         else:
             sleep_us(100)
+
+
+cdef void reap(pid_t tid) noexcept nogil:
+    """One that is dead."""
+    cdef siginfo_t info
+    waitid(P_PID, tid, &info, WEXITED | __WALL | __WNOTHREAD)
 
 
 cdef bint is_event_stop(int stop) noexcept nogil:

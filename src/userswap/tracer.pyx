@@ -12,8 +12,8 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 from posix.types cimport pid_t
 
-from userswap.desk cimport DESK_BYTES, Desk, desk_answer, desk_is_busy, desk_next, desk_void
-from userswap.inject cimport Helper, helper_hand_over, helper_inject
+from userswap.desk cimport DESK_BYTES, DESK_REMOVE, Desk, desk_answer, desk_is_busy, desk_next, desk_void
+from userswap.inject cimport Helper, helper_hand_over, helper_inject, helper_remove
 from userswap.system cimport (
     ESRCH,
     PRIORITY_MONITOR,
@@ -40,11 +40,13 @@ cdef struct State:
     uint32_t spared_end     # those that ever were
 
 
-cdef int _inject(State *state) noexcept nogil:
+cdef int _serve(State *state) noexcept nogil:
     """state.lock is held."""
     cdef Desk *desk = state.desk
     cdef uint32_t at
     cdef int result
+    if desk.what == DESK_REMOVE:
+        return helper_remove(&desk.removed)
     for at in range(min(state.spared_end, <uint32_t>SPARED_MAX)):
         if state.spared[at] == desk.target:
             return -ESRCH
@@ -66,7 +68,7 @@ cdef void *_main(void *argument) noexcept nogil:
         pthread_mutex_lock(&state.lock)
         tracing_begin()
         if desk_is_busy(state.desk):
-            result = _inject(state)
+            result = _serve(state)
             desk_answer(state.desk, result)
         tracing_end()
         pthread_mutex_unlock(&state.lock)

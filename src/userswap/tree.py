@@ -51,7 +51,12 @@ def descendants(root: int, without: Container[int] = ()) -> list[Process]:
 
 def programs(root: int, without: Container[int] = ()) -> list[Process]:
     """As descendants, but those alone that live and are no helpers."""
-    return [one for one in descendants(root, without) if one.state != "Z" and one.name != HELPER_NAME]
+    return [one for one in descendants(root, without) if is_program(one)]
+
+
+def is_program(process: Process) -> bool:
+    """Whether it lives, and is no helper of ours."""
+    return process.state not in "ZX" and process.name != HELPER_NAME
 
 
 def is_below(pid: int, root: int) -> bool:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`userswap attach`: swap for processes that run already. A keeper stays with them in the background."""
+
+import os
+import select
+import signal
+
+from userswap import areas, doctor, keeper, launch, libc, ram, statistics, tree
+from userswap.channel import Channel, channel_pair
+from userswap.client import served_processes
+from userswap.engine_process import Options
+from userswap.errors import EXIT_OWN_ERROR, UserswapError
+from userswap.front import complain
+
+
+class Request:
+    """A command line of `attach`, as typed."""
+
+    __slots__ = ("entry_bits", "pid", "ram", "stats", "swap", "with_children")
+
+    def __init__(
+        self, pid: int, with_children: bool, ram: str, swap: list[str], stats: str | None, entry_bits: int
+    ) -> None:
+        self.pid = pid
+        self.with_children = with_children
+        self.ram = ram
+        self.swap = swap
+        self.stats = stats
+        self.entry_bits = entry_bits
+
+
+def attach(request: Request) -> int:
+    """Returns the exit status, once all processes are entered. Raises UserswapError for refusals, with
+    nothing left behind."""
+    inherited = launch.Inherited()
+    doctor.refuse_unfit_machine()
+    _refuse_unfit_process(request.pid)
+    ram_limit_bytes = _automatic_ram(request.pid) if request.ram == "auto" else ram.parse_ram(request.ram)
+    stats_path = None if request.stats is None else statistics.check_writable(request.stats)
+    below = [process.pid for process in tree.programs(request.pid)]
+    opened = areas.open_areas(request.swap)
+    options = Options(ram_limit_bytes, stats_path, True, request.entry_bits)
+    options.attaches = True
+    options.attach = (request.pid, *below) if request.with_children else (request.pid,)
+    options.leave_out = () if request.with_children else tuple(below)
+    front_end, keeper_end = channel_pair()
+    pid = os.fork()
+    if pid == 0:
+        front_end.close()
+        inherited.detach()
+        _keep(keeper_end, opened, options)
+    keeper_end.close()
+    for area in opened:
+        area.close()
+    return _await_keeper(front_end, pid)
+
+
+def _refuse_unfit_process(pid: int) -> None:
+    process = tree.look_at(pid)
+    if process is None or process.state in "ZX":
+        raise UserswapError(f"there is no process {pid}")
+    if process.name.startswith("userswap"):
+        raise UserswapError(f"process {pid} is userswap itself")
+    if tree.is_below(os.getpid(), pid) and pid == 1:
+        raise UserswapError("process 1 is not attached to: all others descend from it")
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except PermissionError:
+        raise UserswapError(f"process {pid} is another user's, or must not be looked at") from None
+    except OSError:
+        raise UserswapError(f"process {pid} is a thread of the kernel") from None
+    if pid in served_processes():
+        raise UserswapError(f"process {pid} is served by a userswap already")
+
+
+def _automatic_ram(pid: int) -> int:
+    """80 % of what the process can have: what is available and what it has already, or its cgroup's limit."""
+    available = ram.memory_available() + _resident_bytes(pid)
+    limit = ram.cgroup_limit(f"/proc/{pid}")
+    return (available if limit is None else min(available, limit)) * ram.AUTO_PERCENT // 100
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", encoding="utf-8") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _keep(channel: Channel, opened: list[areas.Area], options: Options) -> None:
+    """Never returns."""
+    try:
+        keeper.Keeper(channel, opened, options).attach()
+    finally:
+        os._exit(EXIT_OWN_ERROR)
+
+
+def _await_keeper(channel: Channel, pid: int) -> int:
+    """Until it has entered all processes, or could not. An interrupted one lets go of what it has."""
+    stop = libc.signalfd({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    poller = select.poll()
+    poller.register(channel, select.POLLIN)
+    poller.register(stop, select.POLLIN)
+    interrupted = False
+    while True:
+        while (message := channel.receive()) is not None:
+            words = message[0]
+            if not words:  # the keeper has died, or has ended after all
+                os.waitpid(pid, 0)
+                return EXIT_OWN_ERROR
+            if words[0] == "attached":
+                return 0
+            if words[0] == "exit":
+                os.waitpid(pid, 0)
+                return int(words[1])
+        if stop in [fd for fd, _ in poller.poll()] and not interrupted:
+            interrupted = True
+            complain("interrupted: letting go of what is attached so far")
+            return _give_up(channel, pid)
+
+
+def _give_up(channel: Channel, pid: int) -> int:
+    channel.close()
+    os.waitpid(pid, 0)
+    return EXIT_OWN_ERROR

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""attach and detach: swap for processes that run already, and nothing of it left in them. More cycles by
+USERSWAP_CYCLES=1000."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import (
+    ENGINE,
+    EXIT_OWN_ERROR,
+    HELPER,
+    KEEPER,
+    MIB,
+    Programs,
+    Verbs,
+    name_of,
+    stat_of,
+    tree_of,
+    wait_until,
+)
+
+CYCLES = int(os.environ.get("USERSWAP_CYCLES", "2"))
+RAM = "96M"
+
+
+class Attachable:
+    """A program that runs by itself, and what it was like before."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.pid = self.process.pid
+        while "ready" not in self.line():
+            assert self.process.poll() is None
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def resident(self) -> int:
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * 4096
+
+    def finish(self) -> str:
+        assert self.process.stdin is not None
+        out, err = self.process.communicate("x\n", timeout=60)
+        assert self.process.returncode == 0, (out, err)
+        return out
+
+    def end(self) -> None:
+        """It checks its memory for ever: whatever was wrong it has said by now."""
+        self.process.terminate()
+        _, err = self.process.communicate(timeout=30)
+        assert self.process.returncode == -signal.SIGTERM, err
+        assert "WRONG" not in err
+
+
+@pytest.fixture
+def started() -> Iterator[list[Attachable]]:
+    programs: list[Attachable] = []
+    yield programs
+    for program in programs:
+        program.process.kill()
+        with contextlib.suppress(ValueError):
+            program.process.communicate(timeout=30)
+
+
+def start(started: list[Attachable], *command: str) -> Attachable:
+    started.append(Attachable(list(command)))
+    return started[-1]
+
+
+def traces(pid: int) -> dict[str, object]:
+    """What might be left of us in a process, and all else that should be as it was."""
+    threads = sorted(os.listdir(f"/proc/{pid}/task"))
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    flags = [
+        line for line in Path(f"/proc/{pid}/smaps").read_text().splitlines() if line.startswith("VmFlags:")
+    ]
+    return {
+        "maps": [line.split()[:2] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()],
+        "flags": flags,
+        "fds": sorted(os.listdir(f"/proc/{pid}/fd")),
+        "threads": threads,
+        "children": [Path(f"/proc/{pid}/task/{thread}/children").read_text() for thread in threads],
+        "traced": [line for line in status if line.startswith("TracerPid")],
+    }
+
+
+def remains(pid: int) -> list[str]:
+    """Of us, in a process that changes all the time."""
+    found = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:userswap" in line]
+    smaps = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    found += [line for line in smaps if line.startswith("VmFlags:") and (" um" in line or " uw" in line)]
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += [name for name in [os.readlink(f"/proc/{pid}/fd/{fd}")] if "userfault" in name]
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError):
+            children = Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+            found += [child for child in children if name_of(int(child)) == HELPER]
+    status = Path(f"/proc/{pid}/status").read_text()
+    return found if "TracerPid:\t0" in status else [*found, "a tracer"]
+
+
+def no_engine(verbs: Verbs) -> bool:
+    return not json.loads(verbs("status", "--json"))["engines"]
+
+
+def keepers() -> set[int]:
+    return {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name_of(int(pid)) == KEEPER}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = keepers()
+    yield
+    wait_until(lambda: keepers() <= before, 20, "no keeper is left")
+
+
+def swapped(verbs: Verbs) -> bool:
+    counts = verbs.engine()
+    return bool(counts["pages_evicted"] > 1000 and counts["resident_bytes"] <= counts["ram_limit_bytes"])
+
+
+def test_a_process_is_as_it_was(started: list[Attachable], programs: Programs, verbs: Verbs) -> None:
+    program = start(started, programs("loop_verify"), "160")
+    before = traces(program.pid)
+    for _ in range(CYCLES):
+        verbs("attach", str(program.pid), "--ram", RAM)
+        assert [one["pid"] for one in verbs.engine()["programs"]] == [program.pid]
+        wait_until(lambda: swapped(verbs), 30, "its memory is under the limit")
+        assert program.resident() < 96 * MIB
+        verbs("detach", str(program.pid))
+        assert traces(program.pid) == before
+        assert program.resident() > 160 * MIB
+        wait_until(lambda: no_engine(verbs), 10, "the engine has ended")
+    program.end()
+
+
+def test_huge_pages_are_made_again(started: list[Attachable], programs: Programs, verbs: Verbs) -> None:
+    def huge() -> int:
+        rollup = Path(f"/proc/{program.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in rollup if line.startswith("AnonHugePages:"))
+
+    program = start(started, programs("loop_verify"), "160")
+    before = huge()
+    verbs("attach", str(program.pid), "--ram", RAM)
+    wait_until(lambda: swapped(verbs), 30, "its memory is under the limit")
+    verbs("detach", str(program.pid))
+    assert huge() >= before * 9 // 10
+    program.end()
+
+
+def busy(programs: Programs, what: str) -> list[str]:
+    kind, *arguments = what.split()
+    if kind == "go":
+        return [programs.go("inject_busy"), "4"]
+    if kind in ("static", "musl"):
+        compiler = ("musl-gcc" if kind == "musl" else "gcc", "-O1", "-pthread")
+        return [programs("inject_busy", compiler, ["-static"]), "4"]
+    return [programs(kind, ("gcc", "-O1", "-pthread")), *arguments]
+
+
+@pytest.mark.parametrize(
+    "what", ["inject_busy 4", "attach_dlopen 64", "inject_storm", "static", "musl", "go", "inject_calls read",
+             "inject_calls epoll_wait", "inject_calls futex", "inject_calls recv", "inject_calls semop"]
+)  # fmt: skip
+def test_again_and_again(started: list[Attachable], programs: Programs, verbs: Verbs, what: str) -> None:
+    program = start(started, *busy(programs, what))
+    for _ in range(CYCLES):
+        verbs("attach", str(program.pid), "--ram", "64M")
+        verbs("detach", str(program.pid))
+        assert remains(program.pid) == []
+    assert "WRONG" not in program.finish()
+    wait_until(lambda: no_engine(verbs), 10, "the engine has ended")
+
+
+def test_a_stopped_process(started: list[Attachable], programs: Programs, verbs: Verbs) -> None:
+    program = start(started, programs("loop_verify"), "160")
+    os.kill(program.pid, signal.SIGSTOP)
+    before = traces(program.pid)
+    for _ in range(CYCLES):
+        verbs("attach", str(program.pid), "--ram", RAM)
+        wait_until(lambda: swapped(verbs), 30, "its memory is under the limit")
+        verbs("detach", str(program.pid))
+        assert traces(program.pid) == before
+        state = stat_of(program.pid)
+        assert state is not None
+    os.kill(program.pid, signal.SIGCONT)
+    program.end()
+
+
+def test_a_tree_that_works(programs: Programs, verbs: Verbs) -> None:
+    """Attached, swapped and detached amid random operations: no wrong byte."""
+    command = [programs("torture"), "10", "128", "3", "2", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torture:
+        wait_until(lambda: len(tree_of(torture.pid)) > 2, 10, "it works")
+        rounds = 0
+        while torture.poll() is None and rounds < 3:
+            verbs("attach", "--tree", str(torture.pid), "--ram", RAM)
+            wait_until(lambda: torture.poll() is not None or swapped(verbs), 30, "it is under the limit")
+            if torture.poll() is None:
+                verbs("detach", "--tree", str(torture.pid))
+            rounds += 1
+        out, err = torture.communicate(timeout=60)
+    assert torture.returncode == 0, err
+    assert out.endswith("ok\n")
+    assert rounds > 1
+
+
+def test_its_children_are_served(verbs: Verbs, tmp_path: Path) -> None:
+    """Those that it starts from then on; those that it had are not, without --tree."""
+    script = "sleep 100 & echo $!; read line; sleep 100 & echo $!; wait"
+    with subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as shell:
+        assert shell.stdout is not None
+        assert shell.stdin is not None
+        first = int(shell.stdout.readline())
+        verbs("attach", str(shell.pid), "--ram", "64M")
+        shell.stdin.write("\n")
+        shell.stdin.flush()
+        second = int(shell.stdout.readline())
+        wait_until(
+            lambda: {one["pid"] for one in verbs.engine()["programs"]} == {shell.pid, second},
+            10,
+            "it is known",
+        )
+        for pid in (first, second):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: no_engine(verbs), 10, "the engine has ended")
+
+
+def test_refusals(started: list[Attachable], programs: Programs, verbs: Verbs) -> None:
+    before = keepers()
+    assert verbs("attach", "4194303", status=EXIT_OWN_ERROR) == "userswap: there is no process 4194303\n"
+    assert "a thread of the kernel" in verbs("attach", "2", status=EXIT_OWN_ERROR)
+    assert "all others descend from it" in verbs("attach", "1", status=EXIT_OWN_ERROR)
+    assert "not the number of a process" in verbs("attach", "x", status=EXIT_OWN_ERROR)
+    assert "is not served" in verbs("detach", str(os.getpid()), status=EXIT_OWN_ERROR)
+    program = start(started, programs("loop_verify"), "16")
+    verbs("attach", str(program.pid), "--ram", "64M")
+    assert "served by a userswap already" in verbs("attach", str(program.pid), status=EXIT_OWN_ERROR)
+    verbs("detach", str(program.pid))
+    wait_until(lambda: keepers() <= before, 10, "nothing is left")
+    program.end()
+
+
+def test_a_process_that_is_traced_is_refused(
+    started: list[Attachable], programs: Programs, verbs: Verbs
+) -> None:
+    program = start(started, programs("loop_verify"), "16")
+    seize = f"ctypes.CDLL(None).ptrace(0x4206, {program.pid}, 0, 0)"
+    script = f"import ctypes; print({seize}, flush=True); input()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == "0\n"
+        assert "is being traced already" in verbs("attach", str(program.pid), status=EXIT_OWN_ERROR)
+        tracer.communicate("\n", timeout=10)
+    assert remains(program.pid) == []
+    program.end()
+
+
+def test_an_engine_that_dies_is_replaced(started: list[Attachable], programs: Programs, verbs: Verbs) -> None:
+    program = start(started, programs("loop_verify"), "160")
+    verbs("attach", str(program.pid), "--ram", RAM)
+    wait_until(lambda: swapped(verbs), 30, "its memory is under the limit")
+    keeper = verbs.engine()["pid"]
+    (engine,) = [pid for pid in tree_of(keeper) if name_of(pid) == ENGINE]
+    os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: bool(verbs.sockets()) and not no_engine(verbs), 10, "there is another one")
+    wait_until(lambda: verbs.engine()["takeovers"] == 1, 10, "it took over")
+    verbs("detach", str(program.pid))
+    assert remains(program.pid) == []
+    program.end()
+
+
+def test_without_keeper_and_engine_it_is_stopped(
+    started: list[Attachable], programs: Programs, verbs: Verbs
+) -> None:
+    """It never reads zeros instead."""
+    program = start(started, programs("loop_verify"), "160")
+    verbs("attach", str(program.pid), "--ram", RAM)
+    wait_until(lambda: swapped(verbs), 30, "its memory is under the limit")
+    os.kill(verbs.engine()["pid"], signal.SIGKILL)
+    _, err = program.process.communicate(timeout=30)
+    assert program.process.returncode == -signal.SIGKILL
+    assert "WRONG" not in err
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A memory cgroup of version 1."""
+    path = Path(f"/sys/fs/cgroup/memory/userswap-attach-{os.getpid()}")
+    mounted = not path.parent.is_mount()
+    if mounted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "cgroup", "-o", "memory", "cgroup", str(path.parent)], check=True)
+    path.mkdir()
+    yield path
+    wait_until(lambda: not (path / "cgroup.procs").read_text(), 10, "the group is empty")
+    path.rmdir()
+    if mounted:
+        subprocess.run(["umount", str(path.parent)], check=True)
+
+
+def test_detach_is_refused_where_memory_cannot_hold_all(
+    group: Path, started: list[Attachable], programs: Programs, verbs: Verbs
+) -> None:
+    program = start(started, programs("loop_verify"), "160")
+    (group / "cgroup.procs").write_text(str(program.pid))
+    verbs("attach", str(program.pid), "--ram", RAM)
+    wait_until(lambda: swapped(verbs), 30, "its memory is under the limit")
+    (group / "memory.limit_in_bytes").write_text(str(100 * MIB))
+    assert "MiB more would be needed" in verbs("detach", str(program.pid), status=EXIT_OWN_ERROR)
+    assert [one["pid"] for one in verbs.engine()["programs"]] == [program.pid]
+    (group / "memory.limit_in_bytes").write_text("-1")
+    Path(group.parent / "cgroup.procs").write_text(str(program.pid))
+    verbs("detach", str(program.pid))
+    assert remains(program.pid) == []
+    program.end()
