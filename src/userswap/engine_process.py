@@ -304,7 +304,9 @@ class EngineProcess:
     def _lose_keeper(self, engine: "Engine") -> "NoReturn":
         """Nobody ends the tree any more, unless the front process does: so it is done here."""
         known = engine.processes()
-        for pid in known + [one.pid for root in known for one in tree.descendants(root)]:
+        if not self._options.attaches:
+            known += [one.pid for root in known for one in tree.descendants(root)]
+        for pid in known:
             try:
                 os.kill(pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
