@@ -34,7 +34,7 @@ from userswap.blocks cimport log_changed
 from userswap.codec cimport codec_available
 from userswap.events cimport events_drain
 from userswap.inject cimport USERSWAP_DROP, USERSWAP_POPULATE_WRITE, helper_call
-from userswap.limit cimport room_give, room_take
+from userswap.limit cimport room_give, room_is_awaited, room_take
 from userswap.log cimport log_commit, log_open_plain, log_reserve
 from userswap.mm cimport Mm, engine_stop, evict_stamp, mm_get, mm_leave, mm_next, mm_put
 from userswap.space cimport NO_FILL_CODE, space_change, space_fill_code, space_free, space_word
@@ -60,7 +60,7 @@ from userswap.system cimport (
     sys_reserve,
     sys_sleep_us,
 )
-from userswap.tier cimport tier_init
+from userswap.tier cimport tier_init, tier_yield
 from userswap.touch cimport touch_release
 from userswap.types cimport (
     AGE_MAX,
@@ -366,6 +366,8 @@ cdef void *_evictor_main(void *argument) noexcept nogil:
         # A round that gives nothing has lowered ages: some more may give. After that the rest is the monitor's.
         barren = 0 if _evict_round(evictor) else barren + 1
         if barren > AGE_MAX + 1:
+            if room_is_awaited(engine):
+                tier_yield(engine)      # what packed blocks hold is all that can still be had
             sys_sleep_us(2000)
     sys_release(evictor.pages, <uint64_t>BATCH_PAGES * PAGE_BYTES)
     return NULL

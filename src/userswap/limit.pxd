@@ -9,6 +9,7 @@ cdef int64_t room_left(Engine *engine) noexcept nogil
 cdef void room_take(Engine *engine, int64_t pages) noexcept nogil
 cdef void room_give(Engine *engine, int64_t pages) noexcept nogil
 cdef void room_awaited(Engine *engine) noexcept nogil
+cdef bint room_is_awaited(Engine *engine) noexcept nogil
 cdef void room_check_stuck(Engine *engine) noexcept nogil
 cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted) noexcept nogil
 cdef void limit_change(Engine *engine, int64_t pages) noexcept nogil

@@ -126,14 +126,15 @@ cdef void room_take(Engine *engine, int64_t pages) noexcept nogil:
         sys_futex_advance(&engine.evict_wanted)
 
 
-cdef bint _anyone_waits(Engine *engine) noexcept nogil:
+cdef bint room_is_awaited(Engine *engine) noexcept nogil:
+    """Whether faults wait for room."""
     return load_u32(&engine.deferred_end) != load_u32(&engine.deferred_first)
 
 
 cdef void room_give(Engine *engine, int64_t pages) noexcept nogil:
     add_i64(&engine.resident, -pages)
     engine.progress_at = sys_now_us()
-    if _anyone_waits(engine):
+    if room_is_awaited(engine):
         sys_signal_eventfd(engine.room_event)
 
 
@@ -148,7 +149,7 @@ cdef void room_awaited(Engine *engine) noexcept nogil:
 cdef void room_check_stuck(Engine *engine) noexcept nogil:
     """Stops the program when faults have waited too long without anything being evicted. A disk that takes its time is
     waited for: what it is to write makes room when it is written."""
-    if not _anyone_waits(engine) or log_is_writing(&engine.log):
+    if not room_is_awaited(engine) or log_is_writing(&engine.log):
         engine.waited_since = 0
     elif engine.waited_since == 0:
         engine.waited_since = sys_now_us()
@@ -166,5 +167,5 @@ cdef void room_sampled(Engine *engine, int64_t pages, int64_t granted) noexcept 
     _learn_surge(engine, pages)
     if now > engine.low:
         sys_futex_advance(&engine.evict_wanted)
-    if now < engine.high and _anyone_waits(engine):
+    if now < engine.high and room_is_awaited(engine):
         sys_signal_eventfd(engine.room_event)
