@@ -709,7 +709,8 @@ cdef void _go_on(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_unlock(&mm.lock)
     if not mm.entered and mm.helper.pid > 0:
         helper_dismiss(&mm.helper)
-    sys_crash_point(b"takeover-wake")
+    if mm.entered and not sys_process_dead(mm.helper.target_pidfd):
+        sys_crash_point(b"takeover-wake")
     sys_uffd_wake_all(mm.uffd)      # faults that were read and not answered are raised again
 
 
