@@ -206,28 +206,6 @@ def test_a_stopped_process(started: list[Attachable], programs: Programs, verbs:
     program.end()
 
 
-def test_a_tree_that_works(programs: Programs, verbs: Verbs) -> None:
-    """Attached, swapped and detached amid random operations: no wrong byte."""
-    command = [programs("torture"), "10", "128", "3", "2", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torture:
-        wait_until(lambda: len(tree_of(torture.pid)) > 2, 10, "it works")
-        rounds = 0
-        for verb in ("attach", "detach") * 3:
-            options = ["--ram", RAM] if verb == "attach" else []
-            process = verbs.start(verb, "--tree", str(torture.pid), *options)
-            _, err = process.communicate(timeout=60)
-            if torture.poll() is not None:  # it has done what it had to
-                break
-            assert process.returncode == 0, err
-            if verb == "attach":
-                wait_until(lambda: torture.poll() is not None or swapped(verbs), 30, "it is under the limit")
-            rounds += verb == "detach"
-        out, err = torture.communicate(timeout=60)
-    assert torture.returncode == 0, err
-    assert out.endswith("ok\n")
-    assert rounds > 0
-
-
 def test_its_children_are_served(verbs: Verbs, tmp_path: Path) -> None:
     """Those that it starts from then on; those that it had are not, without --tree."""
     script = "sleep 100 & echo $!; read line; sleep 100 & echo $!; wait"
