@@ -26,9 +26,10 @@ examples:
   userswap run --ram 512M -- python train.py
   userswap run --ram 50% --swap /scratch:20G --swap /dev/vdb -- make -j8"""
 
-ATTACH_DESCRIPTION = r"""\ Give swap to the process PID, and to all that it starts from now on, so that their
-memory and the engine's stays under --ram. Returns when it is done; the engine stays in the background until
-they have ended, or are detached."""
+ATTACH_DESCRIPTION = """\
+Give swap to the process PID, and to all that it starts from now on, so that their memory and the engine's
+stays under --ram. Returns when it is done; the engine stays in the background until they have ended, or are
+detached."""
 
 RUN_OPTIONS_WITH_VALUE = ("--ram", "--swap", "--stats", "--entry-bits")
 
