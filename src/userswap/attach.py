@@ -61,7 +61,7 @@ def _refuse_unfit_process(pid: int) -> None:
         raise UserswapError(f"there is no process {pid}")
     if process.name.startswith("userswap"):
         raise UserswapError(f"process {pid} is userswap itself")
-    if tree.is_below(os.getpid(), pid) and pid == 1:
+    if pid == 1:
         raise UserswapError("process 1 is not attached to: all others descend from it")
     try:
         os.readlink(f"/proc/{pid}/exe")
@@ -102,7 +102,6 @@ def _await_keeper(channel: Channel, pid: int) -> int:
     poller = select.poll()
     poller.register(channel, select.POLLIN)
     poller.register(stop, select.POLLIN)
-    interrupted = False
     while True:
         while (message := channel.receive()) is not None:
             words = message[0]
@@ -114,13 +113,8 @@ def _await_keeper(channel: Channel, pid: int) -> int:
             if words[0] == "exit":
                 os.waitpid(pid, 0)
                 return int(words[1])
-        if stop in [fd for fd, _ in poller.poll()] and not interrupted:
-            interrupted = True
+        if stop in [fd for fd, _ in poller.poll()]:
             complain("interrupted: letting go of what is attached so far")
-            return _give_up(channel, pid)
-
-
-def _give_up(channel: Channel, pid: int) -> int:
-    channel.close()
-    os.waitpid(pid, 0)
-    return EXIT_OWN_ERROR
+            channel.close()
+            os.waitpid(pid, 0)
+            return EXIT_OWN_ERROR

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from userswap.areas import is_store
 from userswap.control import LONGEST_ANSWER, SUFFIX, VERSION, directory, is_private
 from userswap.errors import UserswapError, reason
 from userswap.store_process import START_SECONDS
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 ANSWER_SECONDS = 10.0
 ASK_EVERY_SECONDS = 0.1
@@ -192,13 +195,8 @@ def detach(pid: int, with_children: bool) -> int:
 
 
 def _follow_detach(connection: Connection, state: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
     total = state["bytes_left"]
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _progress_line() as progress:
         task = progress.add_task("detach", total=total)
         while not state["over"]:
             progress.update(task, completed=max(0, total - state["bytes_left"]))
@@ -211,6 +209,16 @@ def _follow_detach(connection: Connection, state: dict[str, Any]) -> None:
                 return
     if state["note"]:
         print(f"userswap: {state['note']}", file=sys.stderr)
+
+
+def _progress_line() -> "Progress":
+    """Bytes, rate and time left, where somebody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def swapoff(area: str, pid: int | None) -> int:
@@ -238,12 +246,7 @@ def swapoff(area: str, pid: int | None) -> int:
 
 
 def _follow(connection: Connection, state: dict[str, Any], stopped: list[int]) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _progress_line() as progress:
         task = progress.add_task("swapoff", total=state["bytes_total"])
         while not state["over"]:
             progress.update(task, completed=state["bytes_moved"])

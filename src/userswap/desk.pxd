@@ -38,5 +38,6 @@ cdef bint desk_is_busy(Desk *desk) noexcept nogil
 cdef void desk_await(Desk *desk, const bint *stopping) noexcept nogil
 cdef void desk_void(Desk *desk) noexcept nogil
 cdef void desk_taken(Desk *desk) noexcept nogil
+cdef void desk_discard(Desk *desk) noexcept nogil
 cdef bint desk_next(Desk *desk) noexcept nogil
 cdef void desk_answer(Desk *desk, int result) noexcept nogil

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The desk: how the engine has something done by the tracer (desk.pxd)."""
 
+from posix.unistd cimport close
+
 from userswap.inject cimport helper_end, helper_take
 from userswap.system cimport ECANCELED, FOR_EVER_US, load_u32, store_u32, sys_shared_wait, sys_shared_wake
 
@@ -76,6 +78,13 @@ cdef int desk_remove(Desk *desk, const bint *stopping, const Helper *helper) noe
 cdef void desk_taken(Desk *desk) noexcept nogil:
     """The helper is in the engine's state now, or no more: its descriptors may soon be others'."""
     desk.helper.pid = 0
+
+
+cdef void desk_discard(Desk *desk) noexcept nogil:
+    """Ends the helper that was made, and that nobody has got to know."""
+    if helper_take(&desk.helper) == 0:
+        close(desk.helper.uffd)
+        helper_end(&desk.helper)
 
 
 cdef bint desk_next(Desk *desk) noexcept nogil:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Detaching: a process gets all its pages back, and then nothing of us is left in it.
 
- 1. No page of it is evicted and no mapping registered any more (Mm.detaching). 2. All swapped pages are brought back,
- as by faults that do not wait for room. 3. Under Mm.lock, with no event under way and no page swapped: its ranges are
- unregistered. From here on its faults are
-    the kernel's again, and what it does is told nobody.
+ 1. No page of it is evicted and no mapping registered any more (Mm.detaching).
+ 2. All swapped pages are brought back, as by faults that do not wait for room.
+ 3. Under Mm.lock, with no event under way and no page swapped: its ranges are unregistered. From here on its faults
+    are the kernel's again, and what it does is told nobody.
  4. Huge pages are made again where the kernel would have made them; the helper goes, and the address space is
- forgotten.
+    forgotten.
 
 Who can run at the same moment, and what they see. The program runs all the time. While pages come back it may touch,
 give back or move them, and fork, which fault threads and whoever else reads its events see to as ever: 3 is tried
@@ -14,28 +14,25 @@ again until nothing is left to be brought back. What it does after 3 concerns pa
 that it forked before is an address space of its own, and stays with the engine; one that it forks in the middle of 3
 may have ranges registered, but no swapped page, so that its descriptor may be closed."""
 
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport FILE, fclose, fgets, fopen, snprintf, sscanf
 from libc.string cimport strncmp
 from posix.unistd cimport close
 
-from userswap.codec cimport unpacker_deinit, unpacker_init
 from userswap.desk cimport desk_remove
 from userswap.events cimport events_await_parent, events_drain
+from userswap.fault cimport worker_free, worker_make
 from userswap.fill cimport fill_page
 from userswap.inject cimport USERSWAP_MADVISE, helper_call, helper_end
 from userswap.mm cimport Mm, Worker, mm_end, mm_get, mm_put
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_next
 from userswap.processes cimport tree_leave_out
 from userswap.ranges cimport ranges_hit
-from userswap.readahead cimport WINDOW_MAX
 from userswap.system cimport (
     EAGAIN,
     ECANCELED,
     ENOMEM,
     ESRCH,
-    SYS_READS_MAX,
     pthread_mutex_lock,
     pthread_mutex_unlock,
     store_flag,
@@ -44,13 +41,11 @@ from userswap.system cimport (
     sys_process_dead,
     sys_reads_deinit,
     sys_reads_init,
-    sys_release,
-    sys_reserve,
     sys_sleep_us,
     sys_uffd_settled,
     sys_uffd_unregister,
 )
-from userswap.types cimport PAGE_BYTES, PAGE_SHIFT, is_busy, is_present, is_swapped
+from userswap.types cimport PAGE_SHIFT, is_busy, is_present, is_swapped
 
 cdef enum:
     MARGIN_PAGES = 8192         # of memory that are to be left when all has come back
@@ -60,34 +55,6 @@ cdef enum:
 
 
 # ---- bringing everything back
-
-cdef Worker *_make_worker(Engine *engine) noexcept nogil:
-    """What fills a page, in this thread. NULL without memory."""
-    cdef Worker *worker = <Worker *>calloc(1, sizeof(Worker))
-    if worker == NULL:
-        return NULL
-    worker.engine = engine
-    worker.unbounded = True
-    worker.buffer = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
-    worker.packed = <uint8_t *>sys_reserve((WINDOW_MAX + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES)
-    unpacker_init(&worker.unpacker)
-    sys_reads_init(&worker.reads, NULL)
-    if worker.buffer == NULL or worker.packed == NULL:
-        _end_worker(worker)
-        return NULL
-    return worker
-
-
-cdef void _end_worker(Worker *worker) noexcept nogil:
-    sys_reads_deinit(&worker.reads)
-    unpacker_deinit(&worker.unpacker)
-    if worker.buffer != NULL:
-        sys_release(worker.buffer, <uint64_t>WINDOW_MAX * PAGE_BYTES)
-    if worker.packed != NULL:
-        sys_release(worker.packed, (WINDOW_MAX + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES)
-    free(worker.pending.messages)
-    free(worker)
-
 
 cdef bint _next_out(Mm *mm, uint64_t *page) noexcept nogil:
     """The first page from *page on that is not there, or just on its way. Mm.lock is held."""
@@ -232,17 +199,17 @@ cdef int _let_go(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_unlock(&mm.lock)
     close(mm.maps)
     close(mm.pagemap)
-    if mm.helper.uffd != mm.uffd:
-        close(mm.helper.uffd)
     helper_end(&mm.helper)
     return result
 
 
 cdef int _detach(Engine *engine, Mm *mm) noexcept nogil:
-    cdef Worker *worker = _make_worker(engine)
-    cdef int result = -ENOMEM
+    cdef Worker *worker = worker_make(engine)
+    cdef int result
     if worker == NULL:
-        return result
+        return -ENOMEM
+    worker.unbounded = True
+    sys_reads_init(&worker.reads, NULL)
     if mm.unsettled:
         events_await_parent(engine, mm)
     pthread_mutex_lock(&mm.helper_lock)     # nobody is evicting it any more
@@ -251,7 +218,8 @@ cdef int _detach(Engine *engine, Mm *mm) noexcept nogil:
         result = _let_go(engine, mm)
         mm_end(engine, mm)
     pthread_mutex_unlock(&mm.helper_lock)
-    _end_worker(worker)
+    sys_reads_deinit(&worker.reads)
+    worker_free(worker)
     return result
 
 

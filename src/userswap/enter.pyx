@@ -19,8 +19,8 @@ from posix.types cimport pid_t
 from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
-from userswap.desk cimport desk_await, desk_make, desk_taken
-from userswap.inject cimport Helper, helper_end, helper_take
+from userswap.desk cimport desk_await, desk_discard, desk_make, desk_taken
+from userswap.inject cimport Helper, helper_end
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
@@ -272,9 +272,7 @@ cdef void _end_late_helper(Engine *engine) noexcept nogil:
     _may_overdraw(engine, False)
     if engine.stopping or engine.desk.result != 0 or engine.desk.helper.pid <= 0:
         return
-    if helper_take(&engine.desk.helper) == 0:
-        close(engine.desk.helper.uffd)
-        helper_end(&engine.desk.helper)
+    desk_discard(engine.desk)
     desk_taken(engine.desk)
 
 

@@ -5,5 +5,7 @@ from libc.stdint cimport uint64_t
 
 from userswap.mm cimport Engine, Mm, Worker
 
+cdef Worker *worker_make(Engine *engine) noexcept nogil
+cdef void worker_free(Worker *worker) noexcept nogil
 cdef int workers_start(Engine *engine) noexcept nogil
 cdef void workers_stop(Engine *engine) noexcept nogil

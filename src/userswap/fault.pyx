@@ -288,24 +288,44 @@ cdef uint64_t _packed_bytes() noexcept nogil:
     return (WINDOW_MAX + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES
 
 
+cdef Worker *worker_make(Engine *engine) noexcept nogil:
+    """What fills pages in one thread, but for its reads. NULL without memory."""
+    cdef Worker *worker = <Worker *>calloc(1, sizeof(Worker))
+    if worker == NULL:
+        return NULL
+    worker.engine = engine
+    worker.buffer = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
+    worker.packed = <uint8_t *>sys_reserve(_packed_bytes())
+    unpacker_init(&worker.unpacker)
+    if worker.buffer == NULL or worker.packed == NULL:
+        worker_free(worker)
+        return NULL
+    return worker
+
+
+cdef void worker_free(Worker *worker) noexcept nogil:
+    if worker.buffer != NULL:
+        sys_release(worker.buffer, <uint64_t>WINDOW_MAX * PAGE_BYTES)
+    if worker.packed != NULL:
+        sys_release(worker.packed, _packed_bytes())
+    unpacker_deinit(&worker.unpacker)
+    free(worker.pending.messages)
+    free(worker)
+
+
 cdef int workers_start(Engine *engine) noexcept nogil:
     """Returns 0 or -errno; workers_stop cleans up in both cases."""
     cdef int at
     cdef int count = min(engine.cpus * THREADS_A_CPU, <int>MAX_WORKERS)
     cdef Worker *worker
     for at in range(count):
-        worker = <Worker *>calloc(1, sizeof(Worker))
+        worker = worker_make(engine)
         if worker == NULL:
             return -12
-        worker.engine = engine
         worker.cpu = at % engine.cpus
-        worker.buffer = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
-        worker.packed = <uint8_t *>sys_reserve(_packed_bytes())
         engine.worker_state[at] = worker
-        unpacker_init(&worker.unpacker)
-        if (worker.buffer == NULL or worker.packed == NULL
-                or pthread_create(&engine.workers[at], NULL, _worker_main, worker) != 0):
-            free(worker)
+        if pthread_create(&engine.workers[at], NULL, _worker_main, worker) != 0:
+            worker_free(worker)
             return -12
         engine.worker_count += 1
     return warm_start(engine)
@@ -317,9 +337,5 @@ cdef void workers_stop(Engine *engine) noexcept nogil:
     warm_stop(engine)
     for at in range(engine.worker_count):
         pthread_join(engine.workers[at], NULL)
-        sys_release(engine.worker_state[at].buffer, <uint64_t>WINDOW_MAX * PAGE_BYTES)
-        sys_release(engine.worker_state[at].packed, _packed_bytes())
-        unpacker_deinit(&engine.worker_state[at].unpacker)
-        free(engine.worker_state[at].pending.messages)
-        free(engine.worker_state[at])
+        worker_free(engine.worker_state[at])
     engine.worker_count = 0

@@ -70,8 +70,16 @@ class Keeper:
 
     def run(self, command: list[str], inherited: launch.Inherited) -> None:
         """Whatever happens, the front process is told an exit status, and nothing of the tree is left."""
+        self._guarded(lambda: self._run(command, inherited))
+
+    def attach(self) -> None:
+        """Instead of run(): to processes that run already, as the options say. The front process is told
+        `attached`, and ends."""
+        self._guarded(self._attach)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            self._run(command, inherited)
+            work()
         except launch.Failure as failure:
             self._end(str(failure), failure.status)
         except UserswapError as error:
@@ -79,23 +87,13 @@ class Keeper:
         except Exception as error:  # any mistake of ours: the tree must not go on without its engine
             self._end(f"internal error: {type(error).__name__}: {error}", EXIT_OWN_ERROR)
 
-    def attach(self) -> None:
-        """Instead of run(): to processes that run already, as the options say. The front process is told
-        `attached`, and ends."""
-        try:
-            libc.become_subreaper()
-            self._start_stores()
-            self._leave_terminal()
-            self._start_engine()
-            self._await_engine()
-            self._tracer.start()
-            self._started = time.monotonic()
-            self._send_engine(f"watch {self._started}")
-            self._serve()
-        except UserswapError as error:
-            self._end(str(error), EXIT_OWN_ERROR)
-        except Exception as error:
-            self._end(f"internal error: {type(error).__name__}: {error}", EXIT_OWN_ERROR)
+    def _attach(self) -> None:
+        libc.become_subreaper()
+        self._start_stores()
+        self._leave_terminal()
+        self._start_engine()
+        self._await_engine()
+        self._begin()
 
     def _run(self, command: list[str], inherited: launch.Inherited) -> None:
         libc.become_subreaper()
@@ -109,6 +107,9 @@ class Keeper:
         for area in self._areas:
             area.created_path = None
         self._introduce_program()
+        self._begin()
+
+    def _begin(self) -> None:
         self._tracer.start()
         self._started = time.monotonic()
         self._send_engine(f"watch {self._started}")

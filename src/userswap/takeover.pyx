@@ -21,12 +21,11 @@ until they are raised anew (UFFDIO_WAKE), and what else they do waits at its eve
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.unistd cimport close
 
 from userswap.arena cimport arena_has, arena_take, buffer_claim, buffer_unmake
 from userswap.batch cimport BATCH_PAGES, BATCH_RUNS, Batch, Run
 from userswap.blocks cimport block_id_return, block_list_add, block_lists_make
-from userswap.desk cimport desk_is_busy, desk_taken
+from userswap.desk cimport desk_discard, desk_is_busy, desk_taken
 from userswap.enter cimport enter_verify
 from userswap.events cimport event_apply
 from userswap.evict cimport EVICT_MOVING, EVICT_NOTHING, EVICT_STORING, Evictor
@@ -35,7 +34,6 @@ from userswap.inject cimport (
     USERSWAP_MOVE,
     USERSWAP_NOTHING,
     helper_dismiss,
-    helper_end,
     helper_is_idle,
     helper_take,
 )
@@ -395,22 +393,27 @@ cdef int _adopt_mm(Engine *engine, Engine *old, Mm *was) noexcept nogil:
     return mm_insert_as(engine, mm, was.id) if result == 0 else result
 
 
-cdef void _count_young(Engine *engine) noexcept nogil:
-    """The children whose parents' events are not all told."""
+cdef void _each_mm(Engine *engine, void (*seen_to)(Engine *, Mm *) noexcept nogil) noexcept nogil:
     cdef uint32_t position = 0
     cdef Mm *mm
-    cdef Mm *parent
     while True:
         mm = mm_next(engine, &position)
         if mm == NULL:
             return
-        if mm.unsettled:
-            parent = mm_get(engine, mm.parent_mm)
-            mm.unsettled = parent != NULL
-            if parent != NULL:
-                parent.young += 1
-                mm_put(engine, parent)
+        seen_to(engine, mm)
         mm_put(engine, mm)
+
+
+cdef void _count_young(Engine *engine, Mm *mm) noexcept nogil:
+    """The children whose parents' events are not all told."""
+    cdef Mm *parent
+    if not mm.unsettled:
+        return
+    parent = mm_get(engine, mm.parent_mm)
+    mm.unsettled = parent != NULL
+    if parent != NULL:
+        parent.young += 1
+        mm_put(engine, parent)
 
 
 cdef int _adopt_mms(Engine *engine, Engine *old) noexcept nogil:
@@ -429,7 +432,7 @@ cdef int _adopt_mms(Engine *engine, Engine *old) noexcept nogil:
         if result != 0:
             return result
     engine.mm_serial = old.mm_serial
-    _count_young(engine)
+    _each_mm(engine, _count_young)
     return 0
 
 
@@ -672,9 +675,8 @@ cdef void _end_unknown_helper(Engine *engine) noexcept nogil:
             break
         known = mm.entered and mm.helper.pid == engine.desk.helper.pid
         mm_put(engine, mm)
-    if not known and helper_take(&engine.desk.helper) == 0:
-        close(engine.desk.helper.uffd)
-        helper_end(&engine.desk.helper)
+    if not known:
+        desk_discard(engine.desk)
     desk_taken(engine.desk)
 
 
@@ -722,38 +724,17 @@ cdef void _settle(Engine *engine, Mm *mm) noexcept nogil:
         mm_leave(engine, mm)
 
 
-cdef void _count_all(Engine *engine) noexcept nogil:
-    """Before any event makes another address space."""
-    cdef uint32_t position = 0
-    cdef Mm *mm
-    while True:
-        mm = mm_next(engine, &position)
-        if mm == NULL:
-            return
-        table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _count_values, mm)
-        mm_put(engine, mm)
+cdef void _count(Engine *engine, Mm *mm) noexcept nogil:
+    table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _count_values, mm)
 
 
 cdef void takeover_begin(Engine *engine) noexcept nogil:
     """The keeper knows that the state is this engine's now. To be called before the threads start."""
-    cdef uint32_t position = 0
-    cdef Mm *mm
     engine.desk_late = desk_is_busy(engine.desk)
     if not engine.desk_late:
         _end_unknown_helper(engine)
     tree_find(&engine.tree)
     _bind_left_alone(engine)
-    _count_all(engine)
-    while True:
-        mm = mm_next(engine, &position)
-        if mm == NULL:
-            break
-        _go_on(engine, mm)
-        mm_put(engine, mm)
-    position = 0
-    while True:
-        mm = mm_next(engine, &position)
-        if mm == NULL:
-            return
-        _settle(engine, mm)
-        mm_put(engine, mm)
+    _each_mm(engine, _count)        # before any event makes another address space
+    _each_mm(engine, _go_on)
+    _each_mm(engine, _settle)
