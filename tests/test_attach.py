@@ -206,6 +206,23 @@ def test_a_stopped_process(started: list[Attachable], programs: Programs, verbs:
     program.end()
 
 
+def test_a_tree_that_works(programs: Programs, verbs: Verbs) -> None:
+    """Attached, swapped and detached amid random operations: no wrong byte, and nothing left of us in any of
+    them, those that it forked meanwhile included."""
+    command = [programs("torture"), "20", "128", "3", "2", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torture:
+        wait_until(lambda: len(tree_of(torture.pid)) > 2, 10, "it works")
+        for _ in range(3):
+            verbs("attach", "--tree", str(torture.pid), "--ram", RAM)
+            wait_until(lambda: swapped(verbs), 30, "it is under the limit")
+            verbs("detach", "--tree", str(torture.pid))
+            wait_until(lambda: no_engine(verbs), 10, "the engine has ended")
+            assert HELPER not in {name_of(pid) for pid in tree_of(torture.pid)}
+        out, err = torture.communicate(timeout=60)
+    assert torture.returncode == 0, err
+    assert out.endswith("ok\n")
+
+
 def test_its_children_are_served(verbs: Verbs, tmp_path: Path) -> None:
     """Those that it starts from then on; those that it had are not, without --tree."""
     script = "sleep 100 & echo $!; read line; sleep 100 & echo $!; wait"
@@ -244,20 +261,77 @@ def test_refusals(started: list[Attachable], programs: Programs, verbs: Verbs) -
     program.end()
 
 
+@contextlib.contextmanager
+def traced(pid: int) -> Iterator[None]:
+    """By a process of its own."""
+    seize = f"ctypes.CDLL(None).ptrace(0x4206, {pid}, 0, 0)"
+    command = [sys.executable, "-c", f"import ctypes; print({seize}, flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == "0\n"
+        yield
+        tracer.communicate("\n", timeout=10)
+
+
 def test_a_process_that_is_traced_is_refused(
     started: list[Attachable], programs: Programs, verbs: Verbs
 ) -> None:
     program = start(started, programs("loop_verify"), "16")
-    seize = f"ctypes.CDLL(None).ptrace(0x4206, {program.pid}, 0, 0)"
-    script = f"import ctypes; print({seize}, flush=True); input()"
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
-        assert tracer.stdout is not None
-        assert tracer.stdout.readline() == "0\n"
+    with traced(program.pid):
         assert "is being traced already" in verbs("attach", str(program.pid), status=EXIT_OWN_ERROR)
-        tracer.communicate("\n", timeout=10)
     assert remains(program.pid) == []
     program.end()
+
+
+@pytest.fixture
+def parent(started: list[Attachable], programs: Programs) -> Attachable:
+    """A shell, and a large process that it has started."""
+    return start(started, "sh", "-c", f"{programs('loop_verify')} 160 & wait")
+
+
+def child_of(parent: Attachable) -> int:
+    (child,) = [pid for pid in tree_of(parent.pid) if pid != parent.pid]
+    return child
+
+
+def test_a_refused_tree_goes_on_as_before(parent: Attachable, verbs: Verbs) -> None:
+    """The child is entered first, as it is the larger one, and its parent cannot be."""
+    child = child_of(parent)
+    before = traces(child)
+    with traced(parent.pid):
+        refused = verbs("attach", "--tree", str(parent.pid), "--ram", RAM, status=EXIT_OWN_ERROR)
+        assert f"process {parent.pid} cannot be entered: it is being traced already" in refused
+    wait_until(lambda: no_engine(verbs), 10, "the engine has ended")
+    assert traces(child) == before
+    os.kill(child, signal.SIGTERM)
+    assert "WRONG" not in parent.finish()
+
+
+def test_a_child_that_cannot_be_entered_is_left_alone(parent: Attachable, verbs: Verbs) -> None:
+    child = child_of(parent)
+    with traced(child):
+        _, said = verbs.start("attach", "--tree", str(parent.pid), "--ram", RAM).communicate(timeout=60)
+        assert f"left alone: {name_of(child)} ({child}): it is being traced already" in said
+    assert remains(child) == []
+    verbs("detach", "--tree", str(parent.pid))
+    assert remains(parent.pid) == []
+    os.kill(child, signal.SIGTERM)
+    assert "WRONG" not in parent.finish()
+
+
+def test_children_of_another_userswap_are_left_out(parent: Attachable, verbs: Verbs) -> None:
+    child = child_of(parent)
+    verbs("attach", str(child), "--ram", RAM)
+    verbs("attach", "--tree", str(parent.pid), "--ram", RAM)
+    engines = json.loads(verbs("status", "--json"))["engines"]
+    assert sorted([one["pid"] for one in engine["programs"]] for engine in engines) == sorted(
+        [[child], [parent.pid]]
+    )
+    for pid in (child, parent.pid):
+        verbs("detach", "--tree", str(pid))
+        assert remains(pid) == []
+    os.kill(child, signal.SIGTERM)
+    assert "WRONG" not in parent.finish()
 
 
 def test_an_engine_that_dies_is_replaced(started: list[Attachable], programs: Programs, verbs: Verbs) -> None:

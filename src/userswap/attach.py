@@ -4,6 +4,7 @@
 import os
 import select
 import signal
+from collections.abc import Container
 
 from userswap import areas, doctor, keeper, launch, libc, ram, statistics, tree
 from userswap.channel import Channel, channel_pair
@@ -34,15 +35,16 @@ def attach(request: Request) -> int:
     nothing left behind."""
     inherited = launch.Inherited()
     doctor.refuse_unfit_machine()
-    _refuse_unfit_process(request.pid)
+    served = served_processes()
+    _refuse_unfit_process(request.pid, served)
     ram_limit_bytes = _automatic_ram(request.pid) if request.ram == "auto" else ram.parse_ram(request.ram)
     stats_path = None if request.stats is None else statistics.check_writable(request.stats)
     below = [process.pid for process in tree.programs(request.pid)]
     opened = areas.open_areas(request.swap)
     options = Options(ram_limit_bytes, stats_path, True, request.entry_bits)
     options.attaches = True
-    options.attach = (request.pid, *below) if request.with_children else (request.pid,)
-    options.leave_out = () if request.with_children else tuple(below)
+    options.leave_out = tuple(pid for pid in below if pid in served or not request.with_children)
+    options.attach = (request.pid, *(pid for pid in below if pid not in options.leave_out))
     front_end, keeper_end = channel_pair()
     pid = os.fork()
     if pid == 0:
@@ -55,7 +57,7 @@ def attach(request: Request) -> int:
     return _await_keeper(front_end, pid)
 
 
-def _refuse_unfit_process(pid: int) -> None:
+def _refuse_unfit_process(pid: int, served: Container[int]) -> None:
     process = tree.look_at(pid)
     if process is None or process.state in "ZX":
         raise UserswapError(f"there is no process {pid}")
@@ -69,7 +71,7 @@ def _refuse_unfit_process(pid: int) -> None:
         raise UserswapError(f"process {pid} is another user's, or must not be looked at") from None
     except OSError:
         raise UserswapError(f"process {pid} is a thread of the kernel") from None
-    if pid in served_processes():
+    if pid in served:
         raise UserswapError(f"process {pid} is served by a userswap already")
 
 
@@ -109,6 +111,8 @@ def _await_keeper(channel: Channel, pid: int) -> int:
                 os.waitpid(pid, 0)
                 return EXIT_OWN_ERROR
             if words[0] == "attached":
+                if len(words) > 1:
+                    complain(f"left alone: {' '.join(words[1:]).removesuffix(';')}")
                 return 0
             if words[0] == "exit":
                 os.waitpid(pid, 0)

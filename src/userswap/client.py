@@ -179,16 +179,11 @@ def served_processes() -> dict[int, int]:
 
 def detach(pid: int, with_children: bool) -> int:
     """Waits until all is back."""
-    from userswap import tree
-
     served = served_processes()
     if pid not in served:
         raise UserswapError(f"process {pid} is not served by an engine of yours (see userswap status)")
-    pids = [pid]
-    if with_children:
-        pids += [one.pid for one in tree.programs(pid) if served.get(one.pid) == served[pid]]
     connection = connect(served[pid])
-    state = connection.ask("detach", pids=pids)
+    state = connection.ask("detach", pid=pid, tree=with_children)
     _follow_detach(connection, state)
     connection.close()
     return 0

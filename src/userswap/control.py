@@ -106,12 +106,13 @@ class _Swapoff:
 class _Detach:
     """A process on its way out, in a thread of its own."""
 
-    def __init__(self, engine: "Engine", pids: Sequence[int]) -> None:
-        self.pids = list(pids)
+    def __init__(self, engine: "Engine", pids: Sequence[int], with_children: bool) -> None:
+        self.pids = list(pids)  # more as they are found
         self.error: OSError | None = None
         self.note = ""  # what could not be done quite as it should
         self.told = False  # the keeper knows
         self._engine = engine
+        self._with_children = with_children
         import threading
 
         self.thread = threading.Thread(target=self._run, name="detach")
@@ -127,6 +128,8 @@ class _Detach:
                 elif error.errno != errno.ESRCH:
                     self.error = error
                     return
+            if self._with_children:  # those too that it has started meanwhile
+                self.pids += [one for one in _family(self._engine, pid) if one not in self.pids]
 
     @property
     def over(self) -> bool:
@@ -311,21 +314,16 @@ class Control:
     # ---- processes
 
     def _begin_detach(self, request: Mapping[str, object]) -> Answer:
-        pids = request.get("pids")
-        if (
-            not isinstance(pids, list)
-            or not pids
-            or not all(isinstance(pid, int) and pid > 0 for pid in pids)
-        ):
-            raise UserswapError("detach wants a list of pids")
+        pid, with_children = request.get("pid"), request.get("tree", False)
+        if not isinstance(pid, int) or not isinstance(with_children, bool):
+            raise UserswapError("detach wants a pid, and whether its tree is meant")
         if self._detach is not None and not self._detach.over:
             raise UserswapError("another process is being detached")
-        known = self._engine.processes()
-        for pid in pids:
-            if pid not in known:
-                raise UserswapError(f"process {pid} is not served by this engine")
+        if pid not in self._engine.processes():
+            raise UserswapError(f"process {pid} is not served by this engine")
+        pids = _family(self._engine, pid) if with_children else [pid]
         self._refuse_where_no_room_is(pids)
-        self._detach = _Detach(self._engine, pids)
+        self._detach = _Detach(self._engine, pids, with_children)
         self._detach.thread.join(REFUSED_WITHIN)
         return self._detach_state()
 
@@ -458,6 +456,15 @@ class Control:
         """The keeper has closed what was in the way of nobody any more."""
         for swapoff in self._swapoffs.values():
             swapoff.released = swapoff.released or swapoff.area.fd == fd
+
+
+def _family(engine: "Engine", pid: int) -> list[int]:
+    """A process of the tree and all below it, parents first."""
+    parents = engine.parents()
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one and child not in found]
+    return found
 
 
 def as_word(value: object) -> str:

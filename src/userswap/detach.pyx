@@ -24,15 +24,16 @@ from userswap.events cimport events_await_parent, events_drain
 from userswap.fault cimport worker_free, worker_make
 from userswap.fill cimport fill_page
 from userswap.inject cimport USERSWAP_MADVISE, helper_call, helper_end
-from userswap.mm cimport Mm, Worker, mm_end, mm_get, mm_put
+from userswap.mm cimport Mm, Worker, mm_end, mm_get, mm_put, mms_unclaimed
 from userswap.pagetable cimport TABLE_LEAF_PAGES, table_next
-from userswap.processes cimport tree_leave_out
+from userswap.processes cimport Process, tree_find_again, tree_leave_out
 from userswap.ranges cimport ranges_hit
 from userswap.system cimport (
     EAGAIN,
     ECANCELED,
     ENOMEM,
     ESRCH,
+    load_u32,
     pthread_mutex_lock,
     pthread_mutex_unlock,
     store_flag,
@@ -52,6 +53,7 @@ cdef enum:
     COLLAPSE = 25               # MADV_COLLAPSE, Linux 6.1
     HUGE_PAGES = 512            # pages in a huge page
     WAIT_US = 1000
+    LATER = 0xffffffff
 
 
 # ---- bringing everything back
@@ -224,20 +226,40 @@ cdef int _detach(Engine *engine, Mm *mm) noexcept nogil:
 
 
 cdef uint32_t _mm_of(Engine *engine, pid_t pid, bint *found) noexcept nogil:
-    """Whether the process is of the tree, and its address space, 0 if it was not entered."""
+    """Whether the process is of the tree, and its address space: 0 if it has none with us, LATER if that is still to be
+    found out."""
     cdef uint32_t at
     cdef uint32_t mm_id = 0
+    cdef bint strange = mms_unclaimed(engine)
+    cdef Process *process
     found[0] = False
     pthread_mutex_lock(&engine.tree.lock)
     for at in range(engine.tree.all.count):
-        if engine.tree.all.items[at].pid == pid and not engine.tree.all.items[at].gone:
-            found[0] = True
-            engine.tree.all.items[at].left_alone = True     # it is not to be entered any more
-            mm_id = engine.tree.all.items[at].mm_id
-            if engine.tree.all.items[at].entering:
-                mm_id = <uint32_t>-1
+        process = engine.tree.all.items[at]
+        if process.pid != pid or process.gone:
+            continue
+        found[0] = True
+        mm_id = process.mm_id
+        if process.entering:
+            mm_id = LATER
+        elif strange and mm_id == 0 and not process.left_alone and not process.shares and not process.helper:
+            process.wanted = True       # a fork may have made its address space ours
+            mm_id = LATER
+        else:
+            process.left_alone = True   # it is not to be entered any more
     pthread_mutex_unlock(&engine.tree.lock)
     return mm_id
+
+
+cdef void _find_children(Engine *engine) noexcept nogil:
+    """Those that a process has started are known before it is forgotten itself: their memory may be ours since."""
+    cdef uint32_t seen
+    if engine.counters.forks == 0:
+        return
+    tree_find_again(&engine.tree)
+    seen = load_u32(&engine.samples)
+    while load_u32(&engine.samples) - seen < 2 and not engine.stopping:
+        sys_sleep_us(WAIT_US)
 
 
 cdef int detach_process(Engine *engine, pid_t pid, int64_t *lacking) noexcept nogil:
@@ -249,7 +271,9 @@ cdef int detach_process(Engine *engine, pid_t pid, int64_t *lacking) noexcept no
     cdef Mm *mm
     cdef int result = 0
     lacking[0] = 0
-    while mm_id == <uint32_t>-1:
+    while mm_id == LATER:
+        if engine.stopping or engine.reason[0] != 0:
+            return -ECANCELED
         sys_sleep_us(WAIT_US)
         mm_id = _mm_of(engine, pid, &found)
     if not found:
@@ -264,5 +288,6 @@ cdef int detach_process(Engine *engine, pid_t pid, int64_t *lacking) noexcept no
     if lacking[0] != 0:
         return -ENOMEM
     if result == 0 or result == -EAGAIN:
+        _find_children(engine)
         tree_leave_out(&engine.tree, pid)
     return result

@@ -48,6 +48,7 @@ from userswap.mm cimport (
     mm_leave,
     mm_next,
     mm_put,
+    mms_unclaimed,
 )
 from userswap.monitor cimport monitor_start, monitor_stop
 from userswap.pack cimport pack_init
@@ -304,6 +305,17 @@ cdef class Engine:
         pthread_mutex_unlock(&tree.lock)
         return pids
 
+    def parents(self):
+        """Of each pid of the tree its parent's, as they were when it was last looked at: of one whose parent has ended
+        since that one's."""
+        cdef Tree *tree = &self._state.tree
+        cdef uint32_t at
+        pthread_mutex_lock(&tree.lock)
+        pids = {tree.all.items[at].pid: tree.all.items[at].parent for at in range(tree.all.count)
+                if not tree.all.items[at].gone and not tree.all.items[at].helper}
+        pthread_mutex_unlock(&tree.lock)
+        return pids
+
     def remove_own(self, int pid):
         """It has ended."""
         tree_remove_own(&self._state.tree, pid)
@@ -385,13 +397,15 @@ cdef class Engine:
             raise OSError(error, os.strerror(error))
         return result
 
-    def entered_processes(self):
-        """The pids of the processes of the tree that have been entered."""
+    def dependent_processes(self):
+        """The pids of the processes of the tree of whose memory something may be in our care: those that have been
+        entered, and all as long as the address space of some fork has not been found to be one's."""
         cdef Tree *tree = &self._state.tree
+        cdef bint all_may = mms_unclaimed(self._state)
         cdef uint32_t at
         pthread_mutex_lock(&tree.lock)
-        pids = [tree.all.items[at].pid for at in range(tree.all.count)
-                if not tree.all.items[at].gone and tree.all.items[at].mm_id != 0]
+        pids = [tree.all.items[at].pid for at in range(tree.all.count) if not tree.all.items[at].gone
+                and (tree.all.items[at].mm_id != 0 or all_may and not tree.all.items[at].helper)]
         pthread_mutex_unlock(&tree.lock)
         return pids
 

@@ -11,8 +11,8 @@ words:
                      open {key, spec}          a swap area is wanted: answered by `area` or `refused`
                      unwanted KEY              ... or not any more
                      emptied FD                a swap area is not used any more
-                     attached                  all processes that were to be are entered
-                     entered PID, left PID     of processes that the keeper has not started
+                     attached [TEXT]           all that were to be are entered, but for those in TEXT
+                     entered PID, left PID     of processes that the keeper has not started: they depend on us
                      detached PID              it is not to be attached to again
                      over                      all is put away
     from the keeper  watch SINCE               the program runs, since when (monotonic time)
@@ -117,7 +117,8 @@ class EngineProcess:
         self._told = False  # ... and nobody waits for us any more
         self._childless = False
         self._attaching = list(options.attach)  # processes that are still to be entered
-        self._entered: set[int] = set()  # those that the keeper knows to be
+        self._not_attached: list[str] = []  # why some could not be, in words for the user
+        self._entered: set[int] = set()  # those that the keeper knows to depend on us
         self._patient_until: float | None = None  # a time
 
     def run(self, desk: int, own: Sequence[int]) -> "NoReturn":
@@ -207,7 +208,7 @@ class EngineProcess:
     def _tell_entered(self, engine: "Engine") -> None:
         """The keeper ends them if nobody can serve them any more."""
         if self._options.attaches:
-            now = set(engine.entered_processes())
+            now = set(engine.dependent_processes())
             for pid in now - self._entered:
                 self._keeper.send(f"entered {pid}")
             for pid in self._entered - now:
@@ -219,29 +220,35 @@ class EngineProcess:
             return
         while self._attaching and self._is_attached(engine, self._attaching[0]):
             if len(self._attaching) == 1:
-                self._keeper.send("attached")
+                self._keeper.send(" ".join(["attached", *self._not_attached]))
             del self._attaching[0]
         if not self._attaching and not engine.processes():
             self._childless = True
 
     def _is_attached(self, engine: "Engine", pid: int) -> bool:
-        """Or has ended, if it is not the one that was asked for. Raises UserswapError."""
+        """Or cannot be, if it is not the one that was asked for. Raises UserswapError."""
         process = tree.look_at(pid)
         try:
             if process is None or not tree.is_program(process):
                 raise ProcessLookupError(errno.ESRCH, "it has ended")
             return engine.attached(pid) is True
         except OSError as error:
-            if error.errno == errno.ESRCH and pid != self._options.attach[0]:
+            if pid != self._options.attach[0]:
+                if error.errno != errno.ESRCH and process is not None:
+                    self._not_attached.append(f"{process.name} ({pid}): {entry_error(error)};")
                 return True
             self._detach_all(engine)
             raise UserswapError(f"process {pid} cannot be entered: {entry_error(error)}") from error
 
     def _detach_all(self, engine: "Engine") -> None:
         """What was attached so far. It has hardly swapped anything."""
-        for pid in engine.entered_processes():
-            with suppress(OSError):
-                engine.detach(pid)
+        done: set[int] = set()
+        while left := set(engine.processes()) - done:
+            for pid in left:
+                with suppress(OSError):
+                    engine.detach(pid)
+            done |= left
+        self._tell_entered(engine)
 
     def _patience_ms(self) -> float | None:
         """How long to wait at most: for a process that is being entered, for the end of those that others
@@ -317,8 +324,10 @@ class EngineProcess:
 
     def _fail(self, text: str) -> None:
         self._close_control()
-        if self._engine is not None and self._watching and not self._told:
-            self._write_stats(self._engine)
+        if self._engine is not None and self._watching:
+            self._tell_entered(self._engine)
+            if not self._told:
+                self._write_stats(self._engine)
         self._keeper.send(f"failed {text}")
         while self._keeper.waiting:
             select.select([], [self._keeper], [])

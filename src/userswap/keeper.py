@@ -230,7 +230,7 @@ class Keeper:
             self._over = True
         elif word == "attached":
             self._attached = True
-            self._send_front("attached")
+            self._send_front(f"attached {text}")
             self._let_go()
         elif word == "entered":
             with suppress(ProcessLookupError):

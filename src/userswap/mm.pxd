@@ -268,6 +268,7 @@ cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil
 cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil
 cdef int mm_insert_as(Engine *engine, Mm *mm, uint32_t id) noexcept nogil
 cdef Mm *mm_get(Engine *engine, uint32_t id) noexcept nogil
+cdef bint mms_unclaimed(Engine *engine) noexcept nogil
 cdef Mm *mm_next(Engine *engine, uint32_t *position) noexcept nogil
 cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil

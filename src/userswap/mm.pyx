@@ -137,6 +137,17 @@ cdef Mm *mm_next(Engine *engine, uint32_t *position) noexcept nogil:
     return mm
 
 
+cdef bint mms_unclaimed(Engine *engine) noexcept nogil:
+    """Whether there is the address space of a fork of which nobody knows yet which process has it."""
+    cdef uint32_t at
+    cdef bint found = False
+    pthread_mutex_lock(&engine.table_lock)
+    for at in range(MAX_MMS):
+        found = found or (engine.mms[at] != NULL and engine.mms[at].pid == 0 and not engine.mms[at].dead)
+    pthread_mutex_unlock(&engine.table_lock)
+    return found
+
+
 cdef void mm_put(Engine *engine, Mm *mm) noexcept nogil:
     cdef int refs
     pthread_mutex_lock(&engine.table_lock)

@@ -81,6 +81,7 @@ cdef struct Tree:
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil
 cdef bint tree_attach(Tree *tree, pid_t pid) noexcept nogil
+cdef void tree_find_again(Tree *tree) noexcept nogil
 cdef Process *tree_have(Tree *tree, pid_t pid) noexcept nogil
 cdef bint tree_leave_out(Tree *tree, pid_t pid) noexcept nogil
 cdef int tree_add_own(Tree *tree, pid_t pid) noexcept nogil

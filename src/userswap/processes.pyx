@@ -80,6 +80,13 @@ cdef bint tree_attach(Tree *tree, pid_t pid) noexcept nogil:
     return done
 
 
+cdef void tree_find_again(Tree *tree) noexcept nogil:
+    """The next tree_find looks, whether a process was made or not."""
+    pthread_mutex_lock(&tree.lock)
+    tree.last_pid[0] = 0
+    pthread_mutex_unlock(&tree.lock)
+
+
 cdef Process *tree_have(Tree *tree, pid_t pid) noexcept nogil:
     """The process, which is of the tree from now on if it was not. NULL if it is gone. The sampler does not run
     yet."""
