@@ -49,6 +49,7 @@ from userswap.system cimport (
     uffd_msg,
 )
 from userswap.touch cimport touch_page, touch_takes_page, touch_unprotect
+from userswap.watch cimport watch_in_vain, watch_served, watch_serving
 from userswap.warm cimport warm_keep, warm_start, warm_stop
 from userswap.types cimport PAGE_BYTES, PAGE_SHIFT, is_busy, is_present
 
@@ -128,11 +129,16 @@ cdef bint _is_deferred(Engine *engine, uint32_t mm_id, uffd_msg *message) noexce
 
 
 cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
+    pthread_mutex_lock(&mm.lock)
+    _serve_locked(worker, mm, message)
+
+
+cdef void _serve_locked(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
+    """With Mm.lock held, which it lets go."""
     cdef uint64_t page = message.arg.pagefault.address >> PAGE_SHIFT
     cdef uint64_t flags = message.arg.pagefault.flags
-    cdef int result = -EAGAIN
-    while result == -EAGAIN and not worker.engine.stopping:
-        pthread_mutex_lock(&mm.lock)
+    cdef int result
+    while True:
         if room_left(worker.engine) < 1 and not _may_overdraw(
                 worker.engine, mm, message.arg.pagefault.thread) and _wants_room(worker.engine, mm, page, flags):
             pthread_mutex_unlock(&mm.lock)
@@ -140,8 +146,12 @@ cdef void _serve(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogil:
             return
         result = _serve_once(worker, mm, page, flags)
         pthread_mutex_unlock(&mm.lock)
-        if result == -EAGAIN:
-            events_drain(worker.engine, mm, worker)
+        if result != -EAGAIN:
+            return
+        events_drain(worker.engine, mm, worker)
+        if worker.engine.stopping:
+            return
+        pthread_mutex_lock(&mm.lock)
 
 
 cdef void _serve_pending(Worker *worker, Mm *mm) noexcept nogil:
@@ -169,26 +179,39 @@ cdef bint _more_soon(Worker *worker, Mm *mm) noexcept nogil:
 
 
 cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
-    """Reads and serves until nothing is left: the descriptor is watched for edges."""
+    """Reads and serves until nothing is left: the descriptor is watched for edges. One that comes too late, as all that
+    were woken but one do, does not take the lock from that one."""
     cdef uffd_msg message
-    cdef int found = 1
     cdef bint any = False
     if mm.unsettled:
         events_await_parent(worker.engine, mm)
     while not worker.engine.stopping:
-        pthread_mutex_lock(&mm.lock)
-        found = event_read(worker.engine, mm, &message)
-        pthread_mutex_unlock(&mm.lock)
-        if found:
-            if sys_since_us(worker.engine.served_at) < SOON_US:
-                worker.eager = EAGER_TURNS
-                warm_keep(worker)
+        if sys_poll_in(mm.uffd, 0) and _serve_next(worker, mm):
             any = True
-            _serve(worker, mm, &message)
-            _serve_pending(worker, mm)
-            worker.engine.served_at = sys_now_us()
-        elif not any or not _more_soon(worker, mm):
+        elif not any:
+            watch_in_vain(worker, mm)
             return
+        elif not _more_soon(worker, mm):
+            return
+
+
+cdef bint _serve_next(Worker *worker, Mm *mm) noexcept nogil:
+    """False where no fault was left."""
+    cdef Engine *engine = worker.engine
+    cdef uffd_msg message
+    pthread_mutex_lock(&mm.lock)
+    if not event_read(engine, mm, &message):
+        pthread_mutex_unlock(&mm.lock)
+        return False
+    if sys_since_us(engine.served_at) < SOON_US:
+        worker.eager = EAGER_TURNS
+        warm_keep(worker)
+    watch_serving(worker, mm)
+    _serve_locked(worker, mm, &message)
+    _serve_pending(worker, mm)
+    watch_served(mm)
+    engine.served_at = sys_now_us()
+    return True
 
 
 # ---- faults that wait for room

@@ -115,6 +115,11 @@ cdef struct Mm:
     Streams touches
     Streams unprotects
     int refs                # under Engine.table_lock
+    uint64_t watched[4]     # of each CPU whether it is told of faults (watch.pyx), a bit each,
+    uint32_t watchers       # ... and how many are
+    uint32_t serving        # faults that are being answered
+    uint32_t answered       # ... and that ever were
+    uint32_t answered_seen  # ... when the monitor last looked
 
 cdef struct Pending:        # page fault messages that a thread has read and not yet served
     uffd_msg *messages
@@ -148,6 +153,8 @@ cdef struct Worker:
     Unpacker unpacker
     sys_reads reads
     uint32_t served         # faults that followed another soon
+    uint32_t vain_for       # the mm for which it was woken in vain last,
+    uint32_t vain           # ... and how often in a row
     int eager               # turns in which it looks for the next fault before it sleeps
     Pending pending
 

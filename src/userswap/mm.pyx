@@ -26,12 +26,6 @@ from userswap.readahead cimport readahead_init
 from userswap.space cimport space_put
 from userswap.system cimport (
     EIO,
-    EPOLL_CTL_ADD,
-    EPOLL_CTL_DEL,
-    EPOLLET,
-    EPOLLIN,
-    epoll_ctl,
-    epoll_event,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -44,6 +38,7 @@ from userswap.system cimport (
     sys_signal_eventfd,
     sys_uffd_settled,
 )
+from userswap.watch cimport watch_begin, watch_end
 from userswap.types cimport AGE_FRESH, is_busy, is_present, offset_of, present_value
 
 
@@ -88,7 +83,7 @@ cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil:
         pthread_mutex_unlock(&engine.table_lock)
         return -11
     pthread_mutex_unlock(&engine.table_lock)
-    _watch(engine, mm)
+    watch_begin(engine, mm)
     return 0
 
 
@@ -98,17 +93,8 @@ cdef int mm_insert_as(Engine *engine, Mm *mm, uint32_t id) noexcept nogil:
         return -EIO
     mm.id = id
     engine.mms[id % MAX_MMS] = mm
-    _watch(engine, mm)
+    watch_begin(engine, mm)
     return 0
-
-
-cdef void _watch(Engine *engine, Mm *mm) noexcept nogil:
-    cdef int cpu
-    cdef epoll_event event
-    event.events = EPOLLIN | EPOLLET      # a thread reads until nothing is left
-    event.data.u64 = mm.id
-    for cpu in range(engine.cpus):
-        epoll_ctl(engine.epolls[cpu], EPOLL_CTL_ADD, mm.uffd, &event)
 
 
 cdef Mm *mm_get(Engine *engine, uint32_t id) noexcept nogil:
@@ -193,11 +179,8 @@ cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil:
 
 cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil:
     """The address space is gone: all its entries are put. The caller keeps its own reference."""
-    cdef int cpu
     cdef bint listed = False
-    cdef epoll_event event
-    for cpu in range(engine.cpus):
-        epoll_ctl(engine.epolls[cpu], EPOLL_CTL_DEL, mm.uffd, &event)
+    watch_end(engine, mm)
     pthread_mutex_lock(&mm.lock)
     mm.dead = True
     sys_crash_point(b"mm-dead")

@@ -40,6 +40,7 @@ from userswap.system cimport (
     sys_since_us,
     sys_uffd_alive,
 )
+from userswap.watch cimport watch_look
 from userswap.processes cimport (
     Process,
     tree_begin_look,
@@ -111,6 +112,7 @@ cdef void _look_at_mms(Engine *engine, bint near) noexcept nogil:
         mm = mm_next(engine, &position)
         if mm == NULL:
             return
+        watch_look(engine, mm)
         if not mm.entered and not sys_uffd_alive(mm.uffd):
             mm_end(engine, mm)
             sys_signal_eventfd(engine.attention)

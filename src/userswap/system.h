@@ -217,7 +217,7 @@ static inline void sys_reads_start(struct sys_reads *reads)
 	reads->started = n > 0 ? (uint32_t)n : 0;
 }
 
-/* Whether a thread that spins here keeps nobody from running: some CPU has nothing to do. */
+/* Whether a thread that spins here keeps nobody from running: no more want to run than there are CPUs. */
 static inline int sys_cpu_to_spare(const struct sys_reads *reads)
 {
 	char text[64];
@@ -231,7 +231,7 @@ static inline int sys_cpu_to_spare(const struct sys_reads *reads)
 	running = strchr(text, '/');
 	while (running && running > text && running[-1] != ' ')
 		running--;
-	return running && atoi(running) - (int)__atomic_load_n(reads->spinning, __ATOMIC_RELAXED) < reads->cpus;
+	return running && atoi(running) - (int)__atomic_load_n(reads->spinning, __ATOMIC_RELAXED) <= reads->cpus;
 }
 
 /* The rest of a read that gave less than was asked for. */

@@ -4,6 +4,9 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
@@ -27,6 +30,7 @@ cdef extern from "system.h" nogil:
         EPOLLET
         EPOLL_CTL_ADD
         EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
         EPOLL_CLOEXEC
         EFD_CLOEXEC
         EFD_NONBLOCK

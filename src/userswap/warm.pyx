@@ -4,7 +4,8 @@
 A program's thread whose fault has been answered is woken on another CPU if one is idle, and to wake that takes
 longer, above all in a virtual machine, than to let the thread run where it was as soon as the one that answered it
 sleeps. So on a machine of few CPUs a thread of the lowest priority spins on each while faults come quickly, nobody
-else wants to run, and no quota of CPU time pays for it. (Guest halt polling in the kernel, cpuidle-haltpoll, does the
+else wants to run, and no quota of CPU time pays for it. It asks all the time who else would like to run: the scheduler
+lets what runs go on for a while, of whatever priority, when the program's thread is woken. (Guest halt polling in the kernel, cpuidle-haltpoll, does the
 same for the waker's side.)
 """
 
@@ -17,6 +18,7 @@ from userswap.system cimport (
     load_u32,
     pthread_create,
     pthread_join,
+    sched_yield,
     sys_cpu_to_spare,
     sys_futex_advance,
     sys_futex_wait,
@@ -63,6 +65,7 @@ cdef void *_warm_main(void *argument) noexcept nogil:
         while sys_now_us() < engine.warm_until:
             for _turn in range(16):
                 sys_pause()
+            sched_yield()
         add_u32(&engine.spinning, -1)
     return NULL
 
