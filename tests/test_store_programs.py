@@ -69,6 +69,9 @@ def rereading(
         yield live
 
 
+UNREAD = rb"swapped memory could not be read back: error \(-5\), in swap area folder://\S+ at byte \d+"
+
+
 def stopped(live: Live, reason: bytes) -> list[bytes]:
     """The lines on standard error of a run that has to be stopped, for that reason."""
     run = live.finish(60)
@@ -76,7 +79,7 @@ def stopped(live: Live, reason: bytes) -> list[bytes]:
     assert b"WRONG" not in run.stderr, run.describe()
     assert b"ok" not in run.stdout, run.describe()
     lines = run.stderr.splitlines()
-    assert re.fullmatch(b"userswap: " + reason, lines[-1]), run.describe()
+    assert re.fullmatch(b"userswap: (" + reason + b")", lines[-1]), run.describe()
     return lines
 
 
@@ -166,7 +169,7 @@ def test_a_store_that_takes_nothing_stops_the_program(
 def test_a_store_that_cannot_read_stops_the_program(userswap: Runner, programs: Programs, disk: Path) -> None:
     with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk) as live:
         (disk / "fail-read").write_text("a bad sector")
-        lines = stopped(live, rb"swapped memory could not be read back: error \(-5\)")
+        lines = stopped(live, UNREAD)
     assert any(line.endswith(b": read: ValueError: a bad sector") for line in lines), lines
 
 
@@ -178,9 +181,7 @@ def test_a_store_that_dies_stops_the_program(
         if stalled:
             Stall(disk, "read").wait()
         os.kill(store_of(live), signal.SIGKILL)
-        lines = stopped(
-            live, rb"(swapped memory could not be read back|the swap areas cannot be written): error \(-5\)"
-        )
+        lines = stopped(live, UNREAD + rb"|the swap areas cannot be written: error \(-5\)")
     said = b": its process ended (signal 9): what it holds is lost"
     assert [line.endswith(said) for line in lines] == [True, False], lines
 

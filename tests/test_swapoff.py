@@ -100,9 +100,10 @@ def test_what_is_dead_needs_no_room(make: Make) -> None:
 
 def test_an_error_amid_the_pages_of_a_block_leaves_the_rest(make: Make) -> None:
     swap = thinned(make, 40, 40, blocks=6, live=BLOCK // 4)
-    swap.log.fail_reads(0, errno.EIO)
+    swap.log.fail_reads(0, errno.EIO, -1)
     with fails(errno.EIO):
         swapoff_while_writing(swap)
+    swap.log.fail_reads(0, 0)
     swap.verify()
     swapoff_while_writing(swap)
     swap.verify()
@@ -185,9 +186,10 @@ def test_into_memory_what_the_rest_cannot_hold(make: Make) -> None:
 
 def test_an_error_on_the_way_into_memory_leaves_the_rest_where_it_is(make: Make) -> None:
     swap = filled(make, 40, blocks=8)
-    swap.log.fail_reads(0, errno.EIO)
+    swap.log.fail_reads(0, errno.EIO, -1)
     with fails(errno.EIO):
         swap.log.swapoff(0, memory_blocks=40)
+    swap.log.fail_reads(0, 0)
     swap.verify()
     swap.store_block()
     swap.log.swapoff(0, memory_blocks=40)
@@ -210,14 +212,23 @@ def test_what_came_into_memory_is_written_again_where_there_is_an_area(make: Mak
 def test_an_error_leaves_the_rest_where_it_is(make: Make, failing: str) -> None:
     swap = filled(make, 40, 40, blocks=8)
     if failing == "read":
-        swap.log.fail_reads(0, errno.EIO)
+        swap.log.fail_reads(0, errno.EIO, -1)
     else:
         swap.log.fail_writes(1, errno.EIO, torn=True)
     with fails(errno.EIO):
         swap.log.swapoff(0)
+    swap.log.fail_reads(0, 0)
     swap.verify()
     swap.store_block()
     swap.verify()
+    swap.log.swapoff(0)
+    assert areas_of(swap) == {1}
+    swap.verify()
+
+
+def test_a_read_that_fails_once_is_made_again(make: Make) -> None:
+    swap = filled(make, 40, 40, blocks=8)
+    swap.log.fail_reads(0, errno.EIO)
     swap.log.swapoff(0)
     assert areas_of(swap) == {1}
     swap.verify()

@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 from userswap.arena cimport arena_give, arena_take
 from userswap.log cimport (
     ANCHOR_PAGES,
+    SUM_BYTES,
     BLOCK_FREE,
     BLOCK_FULL,
     BLOCK_SPENT,
@@ -84,6 +85,7 @@ cdef void block_lists_free(Block *block) noexcept nogil:
     _list_free(<void **>&block.owners, block.room * sizeof(uint32_t))
     _list_free(<void **>&block.lengths, block.room * sizeof(uint16_t))
     _list_free(<void **>&block.anchors, _anchors_bytes(block.room))
+    _list_free(<void **>&block.sums, <uint64_t>block.used * SUM_BYTES)
 
 
 cdef void buffer_put(Log *log, uint8_t *buffer) noexcept nogil:
@@ -113,6 +115,7 @@ cdef void _data_release(Log *log, Block *block) noexcept nogil:
     block_not_plain(log, block)
     buffer_put(log, block.data)
     block.data = NULL
+    block.doubtful = False
     log_changed(log)
 
 
@@ -198,4 +201,5 @@ cdef void block_lists_shrink(Block *block) noexcept nogil:
     store_pointer(<void **>&block.lengths, lengths)
     store_pointer(<void **>&block.anchors, anchors)
     block.room = block.used
+    old.sums = NULL     # they have their size
     block_lists_free(&old)

@@ -22,6 +22,8 @@ from userswap.errors import UserswapError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
+
     from userswap.engine import Engine
 
 VERSION = 1
@@ -163,6 +165,17 @@ class Control:
     def has_stores(self) -> bool:
         """Whether any area is kept by a process."""
         return any(area.kind == "store" for area in self._areas.values())
+
+    def name_areas(self, text: str) -> str:
+        """With the names of areas in place of their numbers."""
+
+        def name(found: "re.Match[str]") -> str:
+            area = self._areas.get(int(found[1]))
+            return found[0] if area is None else f"swap area {area.name}"
+
+        import re
+
+        return re.sub(r"swap area (\d+)", name, text)
 
     def listen(self) -> None:
         """Without a place for the socket the engine works as well, and cannot be talked to."""

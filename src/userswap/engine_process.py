@@ -323,6 +323,8 @@ class EngineProcess:
         os._exit(EXIT_OWN_ERROR)
 
     def _fail(self, text: str) -> None:
+        if self._control is not None:
+            text = self._control.name_areas(text)
         self._close_control()
         if self._engine is not None and self._watching:
             self._tell_entered(self._engine)

@@ -181,7 +181,6 @@ cdef bint _more_soon(Worker *worker, Mm *mm) noexcept nogil:
 cdef void _serve_all(Worker *worker, Mm *mm) noexcept nogil:
     """Reads and serves until nothing is left: the descriptor is watched for edges. One that comes too late, as all that
     were woken but one do, does not take the lock from that one."""
-    cdef uffd_msg message
     cdef bint any = False
     if mm.unsettled:
         events_await_parent(worker.engine, mm)
@@ -307,8 +306,8 @@ cdef void *_worker_main(void *argument) noexcept nogil:
 
 
 cdef uint64_t _packed_bytes() noexcept nogil:
-    """A window of pages that did not become smaller, and what each read rounds down and up."""
-    return (WINDOW_MAX + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES
+    """A window of pages that did not become smaller, their checksums (a page), and what reads round down and up."""
+    return (WINDOW_MAX + 1 + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES
 
 
 cdef Worker *worker_make(Engine *engine) noexcept nogil:

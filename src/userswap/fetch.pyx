@@ -9,6 +9,7 @@ from libc.string cimport memmove
 
 from userswap.blocks cimport block_list_add, buffer_put, buffer_take, log_changed
 from userswap.log cimport BLOCK_STORED, FETCHES, LIST_KEPT, NO_BLOCK, Block, log_read_whole, log_unpin_locked
+from userswap.sums cimport sums_hold_all
 from userswap.system cimport (
     load_u32,
     pthread_mutex_lock,
@@ -63,8 +64,8 @@ cdef bint log_fetch_next(Log *log) noexcept nogil:
         return False
     block = &log.blocks[at]
     if buffer != NULL:
-        # Who needs it reads it again, and tells of the error.
-        read = log_read_whole(log, at, buffer) == 0
+        # If it is damaged or cannot be read, who needs it reads it again, and tells of it.
+        read = log_read_whole(log, at, buffer) == 0 and sums_hold_all(log, at, buffer)
     pthread_mutex_lock(&log.lock)
     block.fetching = False
     if read:

@@ -17,6 +17,7 @@ cdef enum:
     BUFFERS_EVER = 1 << 16  # with those of the memory tier
     INDEX_MAX = 4096        # pages in a block: what an entry can name
     ANCHOR_PAGES = 8
+    SUM_BYTES = 3           # of a page's checksum (sums.pyx): a packed page is followed by it
     FETCHES = 4
     NO_BLOCK = 0xFFFFFFFF
 
@@ -64,6 +65,7 @@ cdef struct Block:
     uint8_t hot             # its pages came back soon before, or did when they were last evicted
     uint8_t cleaned         # its pages have outlived a block
     uint8_t used_lately     # read since it was last looked at
+    uint8_t doubtful        # its data was read from an area that is gone, and not all of it was true
     uint8_t reads           # from its area, since it was last fetched
     uint32_t live           # STORED entries that name this block
     uint32_t used           # pages in it
@@ -79,6 +81,8 @@ cdef struct Block:
     uint32_t *owners        # reverse map: the offset that each page was packed for
     uint16_t *lengths       # packed: length - 1 (12 bits) and codec (4 bits) of each page
     uint32_t *anchors       # packed: where each ANCHOR_PAGES-th page begins
+    uint8_t *sums           # plain: the checksum of each page, once it was written
+    uint32_t serial         # packed: goes into the checksums of its pages
 
 # Where a page lies in its block.
 cdef struct Place:
@@ -97,6 +101,7 @@ cdef struct Log:
     uint32_t free_ids
     uint32_t open[6]        # block ids, or NO_BLOCK
     bint apart              # hot pages have open blocks of their own: there are buffers enough for that
+    uint32_t serial         # the last block's
     uint32_t clock          # blocks that evicted pages have filled
     uint64_t stored         # pages: live ones of all blocks
     uint32_t dropped        # packed blocks that have left the memory
@@ -157,4 +162,4 @@ cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at,
 cdef int log_write_next(Log *log) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil
 cdef void log_keep(Log *log, uint32_t at) noexcept nogil
-cdef void log_keep_in(Log *log, uint32_t at, uint8_t *buffer) noexcept nogil
+cdef void log_keep_in(Log *log, uint32_t at, uint8_t *buffer, bint doubtful) noexcept nogil

@@ -38,6 +38,7 @@ from userswap.reclaim cimport reclaim_is_hot
 from userswap.slots cimport NO_SLOT, slot_return, slot_take, slots_free_of
 from userswap.space cimport space_change
 from userswap.stores cimport store_deinit
+from userswap.sums cimport sums_make
 from userswap.system cimport (
     ECANCELED,
     ENOMEM,
@@ -171,6 +172,8 @@ cdef void _begin_block(Log *log, Block *block, int which) noexcept nogil:
     block.cleaned = which == OPEN_WARM or which == OPEN_COLD
     block.settled = block.cleaned
     block.born = 0 if block.cleaned else log.clock
+    log.serial += 1
+    block.serial = log.serial
 
 
 cdef int _open_block(Log *log, int which) noexcept nogil:
@@ -253,7 +256,8 @@ cdef bint log_is_young(Log *log, Block *block) noexcept nogil:
 
 
 cdef int log_reserve(Log *log, int which, uint8_t **at) noexcept nogil:
-    """Where the next page is to be packed: there is room for PAGE_BYTES. Waits for the writer when no buffer is free.
+    """Where the next page is to be packed: there is room for PAGE_BYTES, and for its checksum where that lies there.
+    Waits for the writer when no buffer is free.
 
     Returns 0, or the -errno of a writer that cannot go on. Call without any lock."""
     cdef uint32_t seen
@@ -297,10 +301,10 @@ cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint
     space_change(log.space, offset, STORED, stored_payload(log.open[which], block.used, stamp))
     sys_crash_point(b"log-committed")
     block.used += 1
-    block.bytes += length
+    block.bytes += length + block.packed * SUM_BYTES
     block.live += 1
     log.stored += 1
-    if block.bytes + PAGE_BYTES > BLOCK_BYTES or block.used == block.room:
+    if block.bytes + PAGE_BYTES + block.packed * SUM_BYTES > BLOCK_BYTES or block.used == block.room:
         _close_block(log, which)
     pthread_mutex_unlock(&log.lock)
 
@@ -371,13 +375,14 @@ cdef void log_keep(Log *log, uint32_t at) noexcept nogil:
     log_changed(log)
 
 
-cdef void log_keep_in(Log *log, uint32_t at, uint8_t *buffer) noexcept nogil:
+cdef void log_keep_in(Log *log, uint32_t at, uint8_t *buffer, bint doubtful) noexcept nogil:
     """A STORED block leaves its slot to the caller and joins the tier, which grows by that. `buffer` is a new one, with
-    the block's bytes if it has no other."""
+    the block's bytes if it has no other; `doubtful` if some of these were not read as they had been written."""
     cdef Block *block = &log.blocks[at]
     block_list_take(log, at)
     if block.data == NULL:
         block.data = buffer
+        block.doubtful = doubtful
     else:
         buffer_put(log, buffer)
     log.buffers_made += 1
@@ -437,7 +442,7 @@ cdef void log_place(Log *log, uint32_t block, uint32_t index, Place *place) noex
 
 cdef void log_place_next(Log *log, uint32_t block, uint32_t index, Place *place) noexcept nogil:
     """From the place of the page before to that of `index`, in a packed block."""
-    place.start += place.length
+    place.start += place.length + SUM_BYTES
     _place_length(&log.blocks[block], index, place)
 
 
@@ -448,7 +453,7 @@ cdef void log_span(Log *log, uint32_t block, uint32_t index, uint32_t count, uin
     log_place(log, block, index, &first)
     log_place(log, block, index + count - 1, &last)
     at[0] = first.start // PAGE_BYTES * PAGE_BYTES
-    length[0] = whole_pages(last.start + last.length - at[0])
+    length[0] = whole_pages(last.start + last.length + log.blocks[block].packed * SUM_BYTES - at[0])
 
 
 cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_t *into) noexcept nogil:
@@ -478,8 +483,11 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
     """Writes to the first area that takes it. Returns 0, or the last -errno. Called without the lock."""
     cdef Block *block = &log.blocks[at]
     cdef int area, turn
-    cdef int result = -ENOSPC
+    cdef int result = sums_make(log, at)
     cdef uint32_t slot
+    if result != 0:
+        return result
+    result = -ENOSPC
     for turn in range(MAX_AREAS):
         pthread_mutex_lock(&log.lock)
         area = log.order[turn] if turn < log.order_count else -1

@@ -44,6 +44,7 @@ cdef struct Counters:
     int64_t pages_readahead
     int64_t pages_readahead_used
     int64_t pages_refaulted
+    int64_t reads_repeated
     int64_t pages_vanished
     int64_t blocks_cleaned
     int64_t processes_attached
@@ -300,4 +301,5 @@ cdef void mm_leave(Engine *engine, Mm *mm) noexcept nogil
 cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil
 
 cdef void entry_put(Engine *engine, uint32_t offset) noexcept nogil
+cdef void engine_stop_at(Engine *engine, const char *reason, long detail, int area, uint64_t at) noexcept nogil
 cdef void engine_stop(Engine *engine, const char *reason, long detail) noexcept nogil

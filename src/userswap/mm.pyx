@@ -339,6 +339,16 @@ cdef void mm_check(Engine *engine, Mm *mm) noexcept nogil:
         engine_stop(engine, b"invariant: counts of present and swapped pages", mm.present - change.discarded)
 
 
+cdef void engine_stop_at(Engine *engine, const char *reason, long detail, int area, uint64_t at) noexcept nogil:
+    """As engine_stop, of something at a place of a swap area, in bytes."""
+    cdef char text[256]
+    if detail != 0:
+        snprintf(text, sizeof(text), b"%s: error (%ld), in swap area %d at byte %lu", reason, detail, area, at)
+    else:
+        snprintf(text, sizeof(text), b"%s, in swap area %d at byte %lu", reason, area, at)
+    engine_stop(engine, text, 0)
+
+
 cdef void engine_stop(Engine *engine, const char *reason, long detail) noexcept nogil:
     """The program must be stopped: the first reason is kept, and control() raises it."""
     pthread_mutex_lock(&engine.reason_lock)

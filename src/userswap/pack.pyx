@@ -68,7 +68,10 @@ from userswap.log cimport (
     log_unpin_locked,
 )
 from userswap.space cimport space_word
+from userswap.sums cimport sums_hold, sums_hold_all, sums_seal
 from userswap.system cimport (
+    EBADMSG,
+    ECANCELED,
     EAGAIN,
     EIO,
     ENOSPC,
@@ -165,7 +168,8 @@ cdef int _pack_bytes(Mover *mover, const uint8_t *data, Place *place, bint cold,
 
 cdef int _move_page(Log *log, Mover *mover, uint32_t block, uint32_t index, const uint8_t *data, int which,
                     bint cold) noexcept nogil:
-    """Moves a page of a pinned block into an open one. Returns its length there, 0 if it was dead, or -errno."""
+    """Moves a page of a pinned block into an open one. Returns its length there, 0 if it was dead, -EBADMSG if it was
+    not read as it was written, or another -errno."""
     cdef uint32_t offset = log.blocks[block].owners[index]
     cdef uint8_t *at
     cdef uint64_t word
@@ -175,10 +179,14 @@ cdef int _move_page(Log *log, Mover *mover, uint32_t block, uint32_t index, cons
         return 0
     result = log_reserve(log, which, &at)
     log_place(log, block, index, &place)
+    if (result == 0 and (data != log.blocks[block].data or log.blocks[block].doubtful)
+            and not sums_hold(log, block, index, data + place.start, place.length)):
+        result = -EBADMSG
     if result == 0:
         result = _pack_bytes(mover, data, &place, cold, at)
     if result != 0:
         return result
+    sums_seal(log, which, at, place.length)
     pthread_mutex_lock(&log.space.lock)
     if _still_there(log, offset, block, index):
         word = space_word(log.space, offset)
@@ -397,6 +405,8 @@ cdef int _clean_block(Log *log, Pack *pack, uint32_t at, bint ahead) noexcept no
     if data == NULL:
         data = pack.scratch
         result = log_read_whole(log, at, data)
+        if (result != 0 and result != -ECANCELED) or (result == 0 and not sums_hold_all(log, at, data)):
+            result = log_read_whole(log, at, data)
     for index in range(block.used):
         if result < 0 or (ahead and pack.needed):
             break

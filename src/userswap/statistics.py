@@ -33,6 +33,7 @@ FIELDS = {
     "pages_in": "pages brought back, by a fault or beside one",
     "pages_readahead": "pages brought back before they were asked for",
     "pages_readahead_used": "pages of readahead that the program then used",
+    "reads_repeated": "reads that failed, or gave not what had been written, and were made again",
     "pages_refaulted": "faults on pages that had been evicted a short while ago",
     "pages_vanished": "pages that the kernel had dropped on its own, after MADV_FREE",
     "swap_peak_bytes": "the most that the swap areas held at once",

@@ -44,6 +44,7 @@ cdef struct Store:
     uint32_t slots              # size, in blocks
     int fd                      # file, device, or the socket of the link
     Link *link                  # NULL unless a process keeps the blocks
+    const Store *faulty         # what it does when it does not fail; NULL unless it is to (faulty.pyx)
     int priority                # higher ones are used first
     bint frees                  # a page that comes in gives up its copy at once
     bint closing                # no slot is handed out: it is being emptied

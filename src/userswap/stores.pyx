@@ -7,6 +7,7 @@ Whole aligned blocks are written, any aligned part is read.
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from userswap.faulty cimport faulty_wrap
 from userswap.system cimport (
     EAGAIN,
     ECANCELED,
@@ -177,7 +178,7 @@ cdef int file_store_init(Store *store, int fd, uint64_t size) noexcept nogil:
     store.read = _file_read
     store.read_later = _file_read_later
     store.discard = _file_discard
-    return result
+    return result if result != 0 else faulty_wrap(store)
 
 
 cdef int store_init(Store *store, int fd, int shared, uint64_t size) noexcept nogil:
@@ -197,12 +198,14 @@ cdef int store_init(Store *store, int fd, int shared, uint64_t size) noexcept no
     if store.link == NULL:
         store_deinit(store)
         return -ENOMEM
-    return 0
+    return faulty_wrap(store)
 
 
 cdef void store_deinit(Store *store) noexcept nogil:
     sys_release(store.returned, store.slots * sizeof(uint32_t))
     store.returned = NULL
+    free(<void *>store.faulty)
+    store.faulty = NULL
     if store.link != NULL:
         sys_release(store.link.block, BLOCK_BYTES)
         pthread_mutex_destroy(&store.link.lock)

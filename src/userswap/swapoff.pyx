@@ -33,6 +33,7 @@ from userswap.log cimport (
 from userswap.pack cimport Pack, pack_empty
 from userswap.slots cimport NO_SLOT, slots_spare, slot_return, slot_take, slots_free_of, slots_order_areas
 from userswap.stores cimport Store, store_deinit, store_init
+from userswap.sums cimport sums_hold_all
 from userswap.system cimport (
     EBUSY,
     ECANCELED,
@@ -60,6 +61,7 @@ cdef enum:
     WRITTEN_US = 1000
     TO_MEMORY = -1
     MOVERS = 2
+    READ_TRIES = 2
     THIN = 2                # a block of which less than one page of so many is live
 
 # What the movers of an area share. Log.lock guards next and result.
@@ -83,6 +85,7 @@ cdef struct Mover:
     uint32_t to_slot
     uint8_t *kept           # TO_MEMORY: the memory for it
     bint thin               # its live pages move, into blocks of their own
+    bint doubtful           # not all that was read is what was written
 
 
 cdef int swapon_area(Log *log, int fd, int shared, uint64_t size, int priority, bint frees) noexcept nogil:
@@ -272,6 +275,20 @@ cdef bint _next_move(Mover *mover) noexcept nogil:
     return found
 
 
+cdef int _read(Mover *mover, uint8_t *buffer) noexcept nogil:
+    """The block's bytes, read anew where they are not what was written: there will be no other copy of them. Returns 0
+    or -errno."""
+    cdef Log *log = mover.moving.log
+    cdef int _turn
+    cdef int result = 0
+    for _turn in range(READ_TRIES):
+        result = log_read(log, mover.at, 0, BLOCK_BYTES, buffer)
+        mover.doubtful = result == 0 and not sums_hold_all(log, mover.at, buffer)
+        if (result == 0 and not mover.doubtful) or result == -ECANCELED:
+            break
+    return result
+
+
 cdef int _copy(Mover *mover) noexcept nogil:
     """The block's bytes to its new place. Returns 0 or -errno."""
     cdef Log *log = mover.moving.log
@@ -280,9 +297,10 @@ cdef int _copy(Mover *mover) noexcept nogil:
     cdef int result = 0
     if to_memory:
         sys_populate_whole(buffer, BLOCK_BYTES)
+    mover.doubtful = False
     if mover.data == NULL:
         mover.data = buffer
-        result = log_read(log, mover.at, 0, BLOCK_BYTES, buffer)
+        result = _read(mover, buffer)
     if result != 0 or to_memory:
         return result
     return log.areas[mover.to_area].write(&log.areas[mover.to_area], mover.to_slot, mover.data)
@@ -299,7 +317,7 @@ cdef void _switch(Mover *mover) noexcept nogil:
         if done:
             slot_return(log, &log.areas[block.area], block.slot)
             if mover.to_area == TO_MEMORY:
-                log_keep_in(log, mover.at, mover.kept)
+                log_keep_in(log, mover.at, mover.kept, mover.doubtful)
             else:
                 sys_crash_point(b"swapoff-switching")
                 store_pair(&block.slot, mover.to_slot, <uint32_t>mover.to_area)

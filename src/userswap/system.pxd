@@ -23,7 +23,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from "system.h" nogil:
     enum:
-        EAGAIN, EBUSY, ENOENT, EEXIST, ESRCH, ENOSPC, EIO, ENOMEM, EINVAL, EPERM, ETIMEDOUT, EFAULT, ECANCELED
+        EAGAIN, EBUSY, ENOENT, EEXIST, ESRCH, ENOSPC, EIO, ENOMEM, EINVAL, EPERM, ETIMEDOUT, EFAULT, ECANCELED, EBADMSG
 
     enum:
         EPOLLIN

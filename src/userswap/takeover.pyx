@@ -40,6 +40,7 @@ from userswap.inject cimport (
 from userswap.limit cimport limit_change
 from userswap.log cimport (
     ANCHOR_PAGES,
+    SUM_BYTES,
     BLOCK_FREE,
     BLOCK_FULL,
     BLOCK_STORED,
@@ -518,6 +519,10 @@ cdef int _adopt_lists(Block *block, const Block *was) noexcept nogil:
     if result == 0 and block.packed:
         result = _adopt_list(was.anchors, block.anchors,
                              (block.used + ANCHOR_PAGES - 1) // ANCHOR_PAGES * sizeof(uint32_t))
+    if result == 0 and was.sums != NULL:
+        block.sums = <uint8_t *>arena_take(<uint64_t>block.used * SUM_BYTES)
+        result = -ENOMEM if block.sums == NULL else _adopt_list(was.sums, block.sums,
+                                                                <uint64_t>block.used * SUM_BYTES)
     return result
 
 
@@ -530,7 +535,7 @@ cdef uint32_t _bytes_of(Block *block) noexcept nogil:
     at = (block.used - 1) // ANCHOR_PAGES * ANCHOR_PAGES
     end = block.anchors[at // ANCHOR_PAGES]
     while at < block.used:
-        end += (block.lengths[at] & 0xFFF) + 1
+        end += (block.lengths[at] & 0xFFF) + 1 + SUM_BYTES
         at += 1
     return end
 
@@ -540,6 +545,9 @@ cdef int _place_block(Log *log, uint32_t at, const Block *was) noexcept nogil:
     cdef Block *block = &log.blocks[at]
     cdef bint plain = block.kind == OPEN_PLAIN or block.kind == OPEN_HOT
     block.data = was.data
+    block.doubtful = was.doubtful
+    if was.state == BLOCK_STORED and block.sums == NULL and not block.packed:
+        return _damaged(b"a block has no checksums")
     if was.state == BLOCK_STORED:
         if was.area >= <uint32_t>log.area_count or log.areas[was.area].gone or was.slot >= log.areas[was.area].slot_end:
             return _damaged(b"a block is in no slot")
@@ -565,6 +573,7 @@ cdef int _adopt_block(Log *log, uint32_t at, const Block *was) noexcept nogil:
     block.kind = was.kind
     block.hot = was.hot
     block.packed = was.packed
+    block.serial = was.serial
     block.cleaned = was.cleaned
     block.settled = was.settled
     block.born = was.born
@@ -623,6 +632,7 @@ cdef void _take_state(Engine *engine, Engine *old) noexcept nogil:
     engine.ksm = old.ksm
     engine.prepared = old.prepared
     engine.log.clock = old.log.clock
+    engine.log.serial = old.log.serial
     engine.log.dropped = old.log.dropped
     engine.log.slots_peak = old.log.slots_peak
     engine.pack.pages = old.pack.pages

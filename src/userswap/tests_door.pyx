@@ -8,15 +8,15 @@ import errno
 import os
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
 
 from userswap.codec cimport (
     Packer, Unpacker, codec_pack, codec_unpack, packer_deinit, packer_init, unpacker_deinit, unpacker_init,
 )
 from userswap.log cimport (
     BLOCK_FREE, BLOCK_FULL, BLOCK_OPEN, BLOCK_STORED, LIST_KEPT, LIST_NONE, LIST_QUEUE, LIST_TIER, MAX_AREAS,
-    MAX_BLOCKS, NO_BLOCK, OPEN_PACKED, OPEN_PLAIN, OPENS, Place, log_buffer_drop, log_commit, log_deinit,
+    MAX_BLOCKS, NO_BLOCK, OPEN_PACKED, OPEN_PLAIN, OPENS, SUM_BYTES, Place, log_buffer_drop, log_commit, log_deinit,
     log_free_slots, log_freed, log_init, log_is_young, log_open_plain, log_pin, log_place, log_read, log_reserve,
     log_span, log_tier_grow, log_tier_shrink, log_unpin, log_write_next,
 )
@@ -514,18 +514,40 @@ cdef class Medium:
 
 # ---- the log
 
+# Of an area that keeps nothing: all its pages are the same noise, and of a block only that is known which is not.
+cdef enum:
+    SEALED = PAGE_BYTES + SUM_BYTES         # a packed page that did not become smaller, and its checksum
+    SEALED_PAGES = BLOCK_BYTES // SEALED
+
+cdef struct Nothing:
+    bint packed
+    uint8_t sums[1536]      # SEALED_PAGES of them
+
+cdef Nothing *_nothing
+cdef uint8_t[4096] _noise   # PAGE_BYTES
+
+
 cdef int _write_nowhere(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil:
+    cdef Nothing *block = &_nothing[slot]
+    cdef uint32_t page
+    block.packed = memcmp(data + PAGE_BYTES, _noise, 16) != 0
+    for page in range(SEALED_PAGES if block.packed else 0):
+        memcpy(block.sums + page * SUM_BYTES, data + page * SEALED + PAGE_BYTES, SUM_BYTES)
     store.writes += 1
     store.bytes_written += BLOCK_BYTES
     return 0
 
 
 cdef int _read_noise(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil:
-    cdef uint64_t seed = slot
-    cdef uint64_t word
-    for word in range(length // 8):
-        (<uint64_t *>into)[word] = _mix(&seed)
-    return 0
+    """From its beginning."""
+    cdef Nothing *block = &_nothing[slot]
+    cdef uint64_t stride = <uint64_t>SEALED if block.packed else <uint64_t>PAGE_BYTES
+    cdef uint64_t page
+    for page in range(length // stride):
+        memcpy(into + page * stride, _noise, PAGE_BYTES)
+        if block.packed:
+            memcpy(into + page * stride + PAGE_BYTES, block.sums + page * SUM_BYTES, SUM_BYTES)
+    return 0 if at == 0 else -EINVAL
 
 
 cdef uint64_t _mix(uint64_t *state) noexcept nogil:
@@ -691,11 +713,19 @@ cdef class Log:
         return self.log.area_count - 1
 
     def add_area_of_nothing(self, uint32_t slots):
-        """An area that keeps nothing: what is read from it is noise, all written blocks are counted."""
+        """An area that keeps nothing: what is read from it is noise, as what is written by overwrite(); all written
+        blocks are counted. One at a time."""
         cdef Store *store = &self.log.areas[self.log.area_count]
         cdef int result = file_store_init(store, -1, slots * <uint64_t>BLOCK_BYTES)
+        cdef uint64_t seed = 1
+        cdef uint32_t word
+        global _nothing
         if result != 0:
             _fail(result)
+        for word in range(PAGE_BYTES // 8):
+            (<uint64_t *>_noise)[word] = _mix(&seed)
+        free(_nothing)
+        _nothing = <Nothing *>calloc(slots, sizeof(Nothing))
         store.write, store.read = _write_nowhere, _read_noise
         self.log.area_count += 1
         slots_order_areas(&self.log)
@@ -727,6 +757,7 @@ cdef class Log:
                 result = log_reserve(&self.log, which, &place)
                 if result != 0:
                     break
+                memcpy(place, _noise, PAGE_BYTES)
                 offsets[at] = space_allocate(&self.space, entry_make(CACHED, 1, 0))
                 log_commit(&self.log, which, offsets[at], PAGE_BYTES, 0, 0)
                 while log_write_next(&self.log) == 1:
@@ -1025,7 +1056,7 @@ cdef class Log:
             log_place(&self.log, at, index, &place)
             if place.start != end or not 0 < place.length <= PAGE_BYTES:
                 raise AssertionError(f'page {index} of block {at}')
-            end += place.length
+            end += place.length + self.log.blocks[at].packed * SUM_BYTES
         assert end == self.log.blocks[at].bytes, f'block {at} ends at {end}'
 
     def list_of(self, int name):

@@ -5,8 +5,8 @@ A program's thread whose fault has been answered is woken on another CPU if one 
 longer, above all in a virtual machine, than to let the thread run where it was as soon as the one that answered it
 sleeps. So on a machine of few CPUs a thread of the lowest priority spins on each while faults come quickly, nobody
 else wants to run, and no quota of CPU time pays for it. It asks all the time who else would like to run: the scheduler
-lets what runs go on for a while, of whatever priority, when the program's thread is woken. (Guest halt polling in the kernel, cpuidle-haltpoll, does the
-same for the waker's side.)
+lets what runs go on for a while, of whatever priority, when the program's thread is woken. (Guest halt polling in the
+kernel, cpuidle-haltpoll, does the same for the waker's side.)
 """
 
 from libc.stdint cimport uint64_t

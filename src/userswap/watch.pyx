@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which CPUs' threads are told of the faults of an address space.
 
-The kernel wakes whoever waits on a userfaultfd, so that each fault wakes a thread on every CPU, and all but one in vain:
-on two CPUs that costs the one that faults a tenth of the time of a random read. So a CPU whose threads were woken in vain
-several times in a row is not told any more, as long as
+The kernel wakes whoever waits on a userfaultfd, so that each fault wakes a thread on every CPU, and all but one in
+vain: on two CPUs that costs the one that faults a tenth of the time of a random read. So a CPU whose threads were woken
+in vain several times in a row is not told any more, as long as
 
   - one is told. It is the one whose threads have answered, which is that of the thread that faults;
   - faults come one after the other: where two are answered at the same time all are told again;
-  - faults are answered at all. When the monitor sees that none was since its last look, be it because the threads of that
-    CPU are busy or stuck, all are told again; and, as the faulting thread may go elsewhere, after so many faults.
+  - faults are answered at all. When the monitor sees that none was since its last look, be it because the threads of
+    that CPU are busy or stuck, all are told again; and, as the faulting thread may go elsewhere, after so many faults.
 
 Who can run at the same moment: a CPU is told, or not, under Mm.lock. To tell it again looks whether something is there
 (EPOLL_CTL_MOD), so that no fault is lost that was raised in between."""
