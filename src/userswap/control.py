@@ -292,6 +292,8 @@ class Control:
             return {"ok": True, **self._carry_out(request, client)}
         except UserswapError as error:
             return {"ok": False, "error": str(error)}
+        except Exception as error:  # whatever is asked for, the program goes on
+            return {"ok": False, "error": f"internal error: {type(error).__name__}: {error}"}
 
     def _carry_out(self, request: Mapping[str, object], client: _Client) -> Answer:
         verb = request.get("verb")

@@ -27,6 +27,7 @@ cdef extern from *:
     #include <sched.h>
     #include <sys/ioctl.h>
     #include <sys/mman.h>
+    #include <sys/stat.h>
     #include <sys/prctl.h>
     #include <sys/ptrace.h>
     #include <sys/socket.h>
@@ -38,6 +39,7 @@ cdef extern from *:
     const int SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munlock, SYS_munmap, SYS_pidfd_getfd
     const int SYS_pidfd_open, SYS_prctl, SYS_recvmsg, SYS_setsid, SYS_socketpair, SYS_userfaultfd
     long syscall(long number, ...) nogil
+    int fchmod(int fd, unsigned mode) nogil
 
     const int PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_DETACH, PTRACE_O_EXITKILL
     long ptrace(int request, ...) nogil
@@ -195,7 +197,9 @@ cdef int make_mailbox(Tracee *child, Region *region, Helper *helper) noexcept no
                 fd) < 0:
         return -ENOMEM
     helper.mailbox_fd = <int>take_fd(helper.pidfd, fd)
-    return helper.mailbox_fd if helper.mailbox_fd < 0 else helper_take(helper)
+    if helper.mailbox_fd < 0:
+        return helper.mailbox_fd
+    return helper_take(helper) if fchmod(helper.mailbox_fd, 0o600) == 0 else -errno
 
 
 cdef int take_fd(int pidfd, int number) noexcept nogil:

@@ -293,6 +293,9 @@ class Keeper:
         except UserswapError as error:
             self._refuse(key, error)
             return
+        except Exception as error:  # whatever is asked for, the program goes on: a path with a NUL, say
+            self._refuse(key, UserswapError(f"{spec!r}: {error}"))
+            return
         self._hand_over(key, area)
 
     def _hand_over(self, key: str, area: Area) -> None:

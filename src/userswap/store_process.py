@@ -135,6 +135,7 @@ class StoreProcess:
     def _serve(self, channel: Channel) -> None:
         self.data, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.memory = os.memfd_create("userswap-store", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.fchmod(self.memory, 0o600)
         os.ftruncate(self.memory, BLOCK_BYTES)
         fcntl.fcntl(self.memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         with theirs:

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
  * CRC-32C, by the instruction that processors since 2008 have; else by a table. Four parts of what is to be summed go
- * side by side, as the instruction takes three cycles and one can begin each cycle; their sums are summed in the end. */
+ * side by side, as the instruction takes three cycles and one can begin each cycle; their sums are summed in the end.
+ */
 #ifndef USERSWAP_SUMS_H
 #define USERSWAP_SUMS_H
 

@@ -308,7 +308,8 @@ static inline int sys_memory_file(const char *name, uint64_t bytes)
 
 	if (fd < 0)
 		return -errno;
-	if (ftruncate(fd, (off_t)bytes) != 0) {
+	/* Nobody else's, whoever comes by a path to it. */
+	if (fchmod(fd, 0600) != 0 || ftruncate(fd, (off_t)bytes) != 0) {
 		int error = errno;
 
 		close(fd);

@@ -530,8 +530,10 @@ cdef uint8_t[4096] _noise   # PAGE_BYTES
 cdef int _write_nowhere(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil:
     cdef Nothing *block = &_nothing[slot]
     cdef uint32_t page
-    block.packed = memcmp(data + PAGE_BYTES, _noise, 16) != 0
-    for page in range(SEALED_PAGES if block.packed else 0):
+    cdef bint packed = memcmp(data + SEALED, _noise, 16) == 0
+    if block.packed or packed:      # else its memory is not touched: it would be counted
+        block.packed = packed
+    for page in range(SEALED_PAGES if packed else 0):
         memcpy(block.sums + page * SUM_BYTES, data + page * SEALED + PAGE_BYTES, SUM_BYTES)
     store.writes += 1
     store.bytes_written += BLOCK_BYTES
