@@ -209,10 +209,10 @@ def test_a_stopped_process(started: list[Attachable], programs: Programs, verbs:
 def test_a_tree_that_works(programs: Programs, verbs: Verbs) -> None:
     """Attached, swapped and detached amid random operations: no wrong byte, and nothing left of us in any of
     them, those that it forked meanwhile included."""
-    command = [programs("torture"), "20", "128", "3", "2", "1"]
+    command = [programs("torture"), "12", "128", "3", "2", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torture:
         wait_until(lambda: len(tree_of(torture.pid)) > 2, 10, "it works")
-        for _ in range(3):
+        for _ in range(2):
             verbs("attach", "--tree", str(torture.pid), "--ram", RAM)
             wait_until(lambda: swapped(verbs), 30, "it is under the limit")
             verbs("detach", "--tree", str(torture.pid))

@@ -23,7 +23,7 @@ CHECKED = {"USERSWAP_CHECK": "1"}
 
 @contextmanager
 def rereading(
-    userswap: Runner, programs: Programs, verbs: Verbs, areas: list[str], mib: int = 256, reads: int = 40_000
+    userswap: Runner, programs: Programs, verbs: Verbs, areas: list[str], mib: int = 256, reads: int = 60_000
 ) -> Iterator[Live]:
     """A program that reads and writes its memory at random, all of it swapped that has no room."""
     command = [programs("reread"), str(mib), str(reads)]
@@ -129,7 +129,7 @@ def test_the_only_area_is_emptied_into_memory_where_there_is_room(
 
 def test_another_limit(userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path) -> None:
     """More memory is used, less is kept to, and the area is emptied into what there is then."""
-    command, swap = [programs("reread"), "256", "60000"], [f"{tmp_path}:400M"]
+    command, swap = [programs("reread"), "256", "150000"], [f"{tmp_path}:400M"]
     environment = {**verbs.env, **CHECKED}
     with userswap.start(command, RAM, swap=swap, env=environment, tolerance=math.inf) as live:
         wait_until(lambda: bool(verbs.sockets()) and verbs.engine()["pages_in"] > 200, 30, "it swaps")
@@ -151,7 +151,7 @@ def test_another_limit(userswap: Runner, programs: Programs, verbs: Verbs, tmp_p
 def test_back_and_forth(userswap: Runner, programs: Programs, verbs: Verbs, tmp_path: Path) -> None:
     """The same blocks, moved again and again under a program that reads and writes them."""
     here, there = made(tmp_path, "here", "there")
-    with rereading(userswap, programs, verbs, [f"{here}:400M"], reads=120_000) as live:
+    with rereading(userswap, programs, verbs, [f"{here}:400M"], reads=240_000) as live:
         for _ in range(4):
             for old, new in ((here, there), (there, here)):
                 verbs("swapon", f"{new}:400M")

@@ -56,7 +56,11 @@ def cases() -> list[tuple[str, str, str]]:
         faults = [*PASSING, *LASTING, *OTHERS]
         return list(itertools.product(faults, MOMENTS, ["reread", "torture", "dict"]))
     # Another program for each. What is packed, and so stays in memory until it is demoted, is the dict.
-    few = [*itertools.product([*PASSING, *LASTING], MOMENTS), *itertools.product(OTHERS, ["clean"])]
+    few = [
+        *itertools.product(LASTING, MOMENTS),
+        *itertools.product(PASSING, ["use", "clean", "takeover"]),
+        *itertools.product(OTHERS, ["clean"]),
+    ]
     return [
         (fault, moment, "dict" if moment == "demotion" else ("reread", "torture")[at % 2])
         for at, (fault, moment) in enumerate(few)

@@ -60,7 +60,7 @@ def rereading(
     swap: list[str],
     env: dict[str, str],
     folder: Path,
-    reads: int = 40_000,
+    reads: int = 60_000,
 ) -> Iterator[Live]:
     """A program that checks its memory, most of which is in the folder."""
     arguments = [programs("reread"), "256", str(reads)]
@@ -335,7 +335,7 @@ def test_swapon_of_a_store_that_is_refused_or_takes_its_time(
 ) -> None:
     first, way = f"folder://{disk}:2000M", disk / "way"
     os.mkfifo(way)
-    with rereading(userswap, programs, [first], verbs.env, disk, 60_000) as live:
+    with rereading(userswap, programs, [first], verbs.env, disk, 120_000) as live:
         assert "no server at host and" in verbs("swapon", "refusing://host:1G", status=EXIT_OWN_ERROR)
         assert "ended before it was ready" in verbs("swapon", "dying://host:1G", status=EXIT_OWN_ERROR)
         assert "the same area as" in verbs("swapon", first, status=EXIT_OWN_ERROR)
