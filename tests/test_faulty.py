@@ -58,7 +58,7 @@ def cases() -> list[tuple[str, str, str]]:
     # Another program for each. What is packed, and so stays in memory until it is demoted, is the dict.
     few = [
         *itertools.product(LASTING, MOMENTS),
-        *itertools.product(PASSING, ["use", "clean", "takeover"]),
+        *itertools.product(PASSING, ["use", "clean"]),
         *itertools.product(OTHERS, ["clean"]),
     ]
     return [

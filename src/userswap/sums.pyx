@@ -69,11 +69,11 @@ cdef void sums_seal(Log *log, int which, uint8_t *bytes, uint32_t length) noexce
 
 
 cdef bint sums_hold(Log *log, uint32_t at, uint32_t index, const uint8_t *bytes, uint32_t length) noexcept nogil:
-    """Whether these are the bytes of a page of a pinned block, with what follows if it is packed."""
+    """Whether these, which were read, are the bytes of a page of a pinned block, with what follows if it is packed."""
     cdef Block *block = &log.blocks[at]
     if block.packed:
         return _is(bytes + length, _packed(block, index, bytes, length))
-    return block.sums == NULL or _is(block.sums + <uint64_t>index * SUM_BYTES, sums_of(bytes, length))
+    return block.sums != NULL and _is(block.sums + <uint64_t>index * SUM_BYTES, sums_of(bytes, length))
 
 
 cdef bint sums_hold_all(Log *log, uint32_t at, const uint8_t *data) noexcept nogil:
