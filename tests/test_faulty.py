@@ -29,7 +29,7 @@ from support import (
 )
 
 RAM = 64 * MIB
-EXACT = 300  # of so many MiB are areas that have more room than is needed
+AMPLE = 300  # MiB of an area that has more room than is needed
 # A read that fails is made again, and then does not fail: these are survived.
 PASSING = ["read:eio:5", "read:short:5", "read:torn:5", "read:flip:5", "read:delay:50:2", "write:delay:5:2"]
 # What is written wrong cannot be had back; an area that takes nothing ends up full.
@@ -70,7 +70,7 @@ def cases() -> list[tuple[str, str, str]]:
 def act(live: Live, verbs: Verbs, moment: str, folder: Path) -> None:
     """What is to be done once it swaps, at some moments."""
     if moment == "swapoff":
-        verbs.start("swapon", f"{folder}:{EXACT}M", "--priority", "-1").communicate(timeout=60)
+        verbs.start("swapon", f"{folder}:{AMPLE}M", "--priority", "-1").communicate(timeout=60)
         verbs.start("swapoff", "0").communicate(timeout=60)
     elif moment == "takeover":
         for pid in tree_of(live.pid):
@@ -90,7 +90,7 @@ def swaps(live: Live, verbs: Verbs) -> bool:
 def test_a_fault(
     userswap: Runner, programs: Programs, verbs: Verbs, disk: Path, fault: str, moment: str, name: str
 ) -> None:
-    size = 140 if moment == "clean" else EXACT
+    size = 140 if moment == "clean" else AMPLE
     environment = {**verbs.env, "USERSWAP_FAULTY": fault, "USERSWAP_CHECK": "1"}
     line = command(programs, name)
     swap = [f"{disk}:{size}M"]
@@ -115,7 +115,7 @@ def test_a_fault(
 def test_a_read_that_fails_is_made_again(userswap: Runner, programs: Programs, disk: Path) -> None:
     for fault in ("eio", "short", "torn", "flip"):
         environment = {"USERSWAP_FAULTY": f"read:{fault}:20"}
-        run = userswap([programs("reread"), "160", "5000"], RAM, swap=[f"{disk}:{EXACT}M"], env=environment)
+        run = userswap([programs("reread"), "160", "5000"], RAM, swap=[f"{disk}:{AMPLE}M"], env=environment)
         assert run.stats["reads_repeated"] > 10, run.describe()
 
 
@@ -123,11 +123,11 @@ def test_damage_is_told_with_its_place(userswap: Runner, programs: Programs, dis
     """By the area's name, as it was given."""
     environment = {"USERSWAP_FAULTY": "write:torn:1"}
     with userswap.start(
-        [programs("reread"), "160", "5000"], RAM, swap=[f"{disk}:{EXACT}M"], env=environment
+        [programs("reread"), "160", "5000"], RAM, swap=[f"{disk}:{AMPLE}M"], env=environment
     ) as live:
         run = live.finish(60)
     assert run.returncode == EXIT_OWN_ERROR
-    said = f"userswap: swapped memory came back damaged, in swap area {disk}:{EXACT}M at byte "
+    said = f"userswap: swapped memory came back damaged, in swap area {disk}:{AMPLE}M at byte "
     last = run.stderr.splitlines()[-1].decode()
     assert last.startswith(said), run.describe()
     # Of a torn block the second half is lost.

@@ -17,7 +17,20 @@ from typing import Any
 
 import pytest
 
-from support import ENGINE, HELPER, KEEPER, MIB, Live, Programs, Runner, Verbs, name_of, tree_of, wait_until
+from support import (
+    ENGINE,
+    HELPER,
+    KEEPER,
+    MIB,
+    Live,
+    Programs,
+    Runner,
+    Verbs,
+    engine_of,
+    name_of,
+    tree_of,
+    wait_until,
+)
 
 RAM = 64 * MIB
 MESSAGES = int(os.environ.get("USERSWAP_FUZZ", "5000"))
@@ -177,15 +190,10 @@ def test_who_floods_the_socket_does_not_stop_faults(live: Live, verbs: Verbs, sa
     before = verbs.engine()["faults"]
     with clients(path, 6, say):
         # By the engine's threads alone: what its socket says has to wait for its turn.
-        reads = Path(f"/proc/{engine_of(live)}/io")
+        reads = Path(f"/proc/{engine_of(live.pid)}/io")
         done = read_bytes(reads)
         wait_until(lambda: read_bytes(reads) > done + 32 * MIB, 60, "swapped memory is read")
     assert verbs.engine()["faults"] > before
-
-
-def engine_of(live: Live) -> int:
-    (pid,) = [pid for pid in tree_of(live.pid) if name_of(pid) == ENGINE]
-    return pid
 
 
 def read_bytes(io: Path) -> int:
@@ -243,7 +251,8 @@ def test_another_user_reaches_nothing_of_ours(live: Live, verbs: Verbs, disk: Pa
     assert all("refused" in line for line in lines), lines
     # What it swaps to has no name, and is nobody else's.
     assert not list(disk.iterdir())
-    held = [os.stat(f"/proc/{engine_of(live)}/fd/{fd}") for fd in os.listdir(f"/proc/{engine_of(live)}/fd")]
+    descriptors = f"/proc/{engine_of(live.pid)}/fd"
+    held = [os.stat(f"{descriptors}/{fd}") for fd in os.listdir(descriptors)]
     files = [one for one in held if one.st_size >= 2 * MIB]
     assert files
     assert all(one.st_mode & 0o077 == 0 and one.st_uid == os.geteuid() for one in files)

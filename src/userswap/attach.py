@@ -112,7 +112,7 @@ def _await_keeper(channel: Channel, pid: int) -> int:
                 return EXIT_OWN_ERROR
             if words[0] == "attached":
                 if len(words) > 1:
-                    complain(f"left alone: {' '.join(words[1:]).removesuffix(';')}")
+                    complain(f"left alone: {' '.join(words[1:])}")
                 return 0
             if words[0] == "exit":
                 os.waitpid(pid, 0)

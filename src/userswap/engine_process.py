@@ -220,7 +220,7 @@ class EngineProcess:
             return
         while self._attaching and self._is_attached(engine, self._attaching[0]):
             if len(self._attaching) == 1:
-                self._keeper.send(" ".join(["attached", *self._not_attached]))
+                self._keeper.send(f"attached {'; '.join(self._not_attached)}")
             del self._attaching[0]
         if not self._attaching and not engine.processes():
             self._childless = True
@@ -235,7 +235,7 @@ class EngineProcess:
         except OSError as error:
             if pid != self._options.attach[0]:
                 if error.errno != errno.ESRCH and process is not None:
-                    self._not_attached.append(f"{process.name} ({pid}): {entry_error(error)};")
+                    self._not_attached.append(f"{process.name} ({pid}): {entry_error(error)}")
                 return True
             self._detach_all(engine)
             raise UserswapError(f"process {pid} cannot be entered: {entry_error(error)}") from error

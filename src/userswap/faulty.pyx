@@ -117,8 +117,11 @@ cdef int _next_fault(int operation, uint32_t slot, uint64_t offset) noexcept nog
             continue
         done = add_i64(&rule.done, 1)
         rule.places[done % PLACES] = place
-        if done <= rule.times:
+        if done > rule.times:
+            continue
+        if rule.fault != DELAY:
             return rule.fault
+        sys_sleep_us(DELAY_US)
     return NOTHING
 
 
@@ -127,8 +130,6 @@ cdef int _next_fault(int operation, uint32_t slot, uint64_t offset) noexcept nog
 cdef int _read(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil:
     cdef int fault = _next_fault(READ, slot, at)
     cdef int result
-    if fault == DELAY:
-        sys_sleep_us(DELAY_US)
     if fault == FAIL_EIO or fault == FAIL_ENOSPC:
         return -EIO
     result = store.faulty.read(store, slot, at, length, into)
@@ -159,8 +160,6 @@ cdef int _write_damaged(Store *store, uint32_t slot, const uint8_t *data, int fa
 
 cdef int _write(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil:
     cdef int fault = _next_fault(WRITE, slot, 0)
-    if fault == DELAY:
-        sys_sleep_us(DELAY_US)
     if fault == FAIL_EIO:
         return -EIO
     if fault == FAIL_ENOSPC:
@@ -172,8 +171,6 @@ cdef int _write(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil
 
 cdef int _discard(Store *store, uint32_t slot) noexcept nogil:
     cdef int fault = _next_fault(DISCARD, slot, 0)
-    if fault == DELAY:
-        sys_sleep_us(DELAY_US)
     return -EIO if fault == FAIL_EIO else store.faulty.discard(store, slot)
 
 

@@ -10,38 +10,28 @@ In three parts: planned under Mm.lock, loaded without it, put in place under it.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from userswap.events cimport events_drain
 from userswap.limit cimport room_left, room_take
-from userswap.codec cimport codec_unpack
-from userswap.fetch cimport log_fetch, log_fetched, log_in_memory
+from userswap.fetch cimport log_fetch, log_in_memory
+from userswap.load cimport SEGMENTS, Fill, Segment, load_pages
 from userswap.log cimport (
     BLOCK_STORED,
     Block,
-    Log,
-    Place,
     log_free_slots,
     log_is_young,
     log_pin,
-    log_place,
-    log_place_next,
-    log_read,
-    log_read_later,
-    log_span,
     log_unpin,
 )
-from userswap.mm cimport engine_stop, engine_stop_at, entry_put, evict_stamp, mm_is_there
+from userswap.mm cimport engine_stop, entry_put, evict_stamp, mm_is_there
 from userswap.pagetable cimport table_get, table_set
 from userswap.ranges cimport ranges_hit
 from userswap.readahead cimport Window, readahead_done, readahead_window
 from userswap.reclaim cimport reclaim_age, reclaim_distance
 from userswap.slots cimport slots_keep_copies
 from userswap.space cimport space_fill_value, space_get, space_word
-from userswap.sums cimport sums_hold
 from userswap.system cimport (
     EAGAIN,
-    ECANCELED,
     EEXIST,
     SYS_READS_MAX,
     ENOENT,
@@ -54,8 +44,6 @@ from userswap.system cimport (
     sys_futex_wait,
     sys_now_us,
     sys_pagemap_guard,
-    sys_reads_finish,
-    sys_reads_start,
     sys_uffd_copy,
     sys_uffd_wake,
 )
@@ -63,7 +51,6 @@ from userswap.tier cimport tier_fault
 from userswap.types cimport (
     AGE_FRESH,
     AGE_READAHEAD,
-    BLOCK_BYTES,
     CACHED,
     FILLED,
     PAGE_BYTES,
@@ -81,46 +68,12 @@ from userswap.types cimport (
 )
 
 cdef enum:
-    DIRECT = 16             # pages that lie together in memory are copied from there, fewer gathered first
     STREAMING = 128         # pages of a window that shows a stream
     SAMPLES = 16            # pages of the next windows that are looked at
     AHEAD_BLOCKS = 4        # ... and not fetched if they lie in more blocks
-    SEGMENTS = 64           # pieces that one fill is put together from
     KEPT_TRIAL = 1024       # pages kept before it is judged whether that is worth it
     KEPT_PAUSE = 4096       # fills without, before it is tried again
-    READ_AGAIN = 2          # times that what could not be read is read again
-    DAMAGED = -74           # -EBADMSG
 
-# A part of a fill: pages that lie together.
-cdef struct Segment:
-    uint32_t first          # in the window
-    uint32_t count
-    uint32_t state          # FILLED or STORED
-    uint32_t block
-    uint32_t index
-    uint64_t word           # FILLED: the repeated word
-    uint8_t *data           # STORED: the block in memory, or NULL
-    bint direct             # its pages are copied from where they are
-    bint packed             # STORED: its pages have different lengths
-    bint keep               # their copies, while they stay clean
-    bint hot                # STORED: they were evicted a short while ago
-    uint8_t *read           # what is read of it from an area, or NULL
-    const uint8_t *origin   # packed, read from an area: where its block would begin
-
-cdef struct Fill:
-    uint64_t start          # page
-    uint32_t count
-    uint32_t faulted        # the page that the fault is for, in the window
-    bint keep               # copies, where nothing else speaks against it
-    bint plenty             # of slots are free
-    uint32_t values[512]    # offsets
-    uint8_t keeps[512]      # ... of which a copy is kept
-    uint8_t hot[512]        # ... of which one is given up that has lived for a short time
-    uint32_t segments
-    Segment segment[64]
-    uint32_t area_reads
-    uint32_t age            # of the page faulted on
-    uint32_t pages_since    # evictions since its own
 
 # ---- guards
 
@@ -360,151 +313,6 @@ cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noe
         log_fetch(&engine.log, blocks[at])
 
 
-# ---- fill: the bytes, without locks
-
-cdef bint _is_doubtful(Log *log, Segment *segment) noexcept nogil:
-    """Whether its bytes may not be those that were evicted: a medium has had them."""
-    return segment.read != NULL or log.blocks[segment.block].doubtful
-
-
-cdef int _check(Log *log, Segment *segment, const uint8_t *pages) noexcept nogil:
-    """Of plain pages, the segment's. Returns 0 or DAMAGED."""
-    cdef uint32_t at
-    for at in range(segment.count if _is_doubtful(log, segment) else 0):
-        if not sums_hold(log, segment.block, segment.index + at, pages + <uint64_t>at * PAGE_BYTES, PAGE_BYTES):
-            return DAMAGED
-    return 0
-
-
-cdef int _unpack(Worker *worker, Segment *segment, const uint8_t *data) noexcept nogil:
-    """Checks and unpacks the pages of a segment; `data` is where its block would begin. Returns 0 or DAMAGED."""
-    cdef Log *log = &worker.engine.log
-    cdef bint doubtful = _is_doubtful(log, segment)
-    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
-    cdef Place place
-    cdef uint32_t at
-    log_place(log, segment.block, segment.index, &place)
-    for at in range(segment.count):
-        if at > 0:
-            log_place_next(log, segment.block, segment.index + at, &place)
-        if doubtful and not sums_hold(log, segment.block, segment.index + at, data + place.start, place.length):
-            return DAMAGED
-        if not codec_unpack(&worker.unpacker, place.codec, data + place.start, place.length,
-                            into + <uint64_t>at * PAGE_BYTES):
-            return DAMAGED
-    return 0
-
-
-cdef int _load_segment(Worker *worker, Segment *segment) noexcept nogil:
-    """What is in memory, or made up."""
-    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
-    cdef uint64_t length = <uint64_t>segment.count * PAGE_BYTES
-    cdef const uint8_t *pages = segment.data + <uint64_t>segment.index * PAGE_BYTES
-    cdef uint64_t at
-    if segment.state == FILLED:
-        for at in range(length // 8):
-            (<uint64_t *>into)[at] = segment.word
-    elif segment.data == NULL:
-        return 0
-    elif segment.packed:
-        return _unpack(worker, segment, segment.data)
-    elif segment.count >= DIRECT:
-        segment.direct = True
-        return _check(&worker.engine.log, segment, pages)
-    else:
-        memcpy(into, pages, length)
-        return _check(&worker.engine.log, segment, into)
-    return 0
-
-
-cdef int _read_segment(Worker *worker, Segment *segment, uint64_t *used) noexcept nogil:
-    """Begins to read what is in an area only: plain pages to where they are wanted, packed ones to worker.packed, of
-    which *used bytes are."""
-    cdef uint32_t start, length
-    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
-    log_span(&worker.engine.log, segment.block, segment.index, segment.count, &start, &length)
-    if segment.packed:
-        into = worker.packed + used[0]
-        used[0] += length
-        segment.origin = into - start
-    segment.read = into
-    return log_read_later(&worker.engine.log, &worker.reads, segment.block, start, length, into)
-
-
-cdef int _take_read(Worker *worker, Segment *segment) noexcept nogil:
-    """What was read of it. Returns 0 or DAMAGED."""
-    if segment.packed:
-        return _unpack(worker, segment, segment.origin)
-    return _check(&worker.engine.log, segment, segment.read)
-
-
-cdef void _stop_for(Engine *engine, Segment *segment, int error) noexcept nogil:
-    """The program cannot have these pages, and must not have others."""
-    cdef Block *block = &engine.log.blocks[segment.block]
-    cdef uint32_t start, length
-    if block.state != BLOCK_STORED:
-        engine_stop(engine, b"swapped memory came back damaged from a swap area that is gone", 0)
-        return
-    log_span(&engine.log, segment.block, segment.index, segment.count, &start, &length)
-    engine_stop_at(engine, b"swapped memory came back damaged" if error == DAMAGED else
-                   b"swapped memory could not be read back", 0 if error == DAMAGED else error,
-                   <int>block.area, <uint64_t>block.slot * BLOCK_BYTES + start)
-
-
-cdef int _finish_read(Worker *worker, Segment *segment, int error) noexcept nogil:
-    """Takes what was read of a segment; `error` is what any of the reads gave, of which its checksum tells whether it
-    was this one. What is not as it was written is read again. Returns 0 or -errno."""
-    cdef Engine *engine = worker.engine
-    cdef uint32_t start, length
-    cdef int _turn
-    if error == -ECANCELED:
-        return error
-    error = _take_read(worker, segment)
-    log_span(&engine.log, segment.block, segment.index, segment.count, &start, &length)
-    for _turn in range(READ_AGAIN):
-        if error == 0:
-            return 0
-        add_i64(&engine.counters.reads_repeated, 1)
-        error = log_read(&engine.log, segment.block, start, length, segment.read)
-        if error == -ECANCELED:
-            return error
-        if error == 0:
-            error = _take_read(worker, segment)
-    if error != 0:
-        _stop_for(engine, segment, error)
-    return error
-
-
-cdef int _load(Worker *worker, Fill *fill) noexcept nogil:
-    """Puts the bytes together in the worker's buffer: what is in memory while the areas are being read."""
-    cdef uint64_t used = 0
-    cdef uint32_t at
-    cdef int error
-    cdef int result = 0
-    cdef int read = 0
-    cdef Segment *segment
-    for at in range(fill.segments):
-        segment = &fill.segment[at]
-        if segment.state != STORED or segment.data != NULL:
-            continue
-        segment.data = log_fetched(&worker.engine.log, segment.block)
-        if segment.data == NULL:
-            error = _read_segment(worker, segment, &used)
-            read = error if error != 0 else read
-    sys_reads_start(&worker.reads)
-    for at in range(fill.segments):
-        error = _load_segment(worker, &fill.segment[at])
-        if error == DAMAGED:
-            _stop_for(worker.engine, &fill.segment[at], error)
-        result = error if error != 0 else result
-    error = <int>sys_reads_finish(&worker.reads)
-    read = error if error != 0 else read
-    for at in range(fill.segments):
-        if fill.segment[at].read != NULL and result == 0:
-            result = _finish_read(worker, &fill.segment[at], read)
-    return result
-
-
 # ---- fill: putting pages in place, with Mm.lock held
 
 cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
@@ -636,7 +444,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     pthread_mutex_unlock(&mm.lock)
     begun = sys_now_us() if engine.log.packs else 0
     sys_crash_point(b"fill-planned")
-    result = _load(worker, &fill)
+    result = load_pages(worker, &fill)
     if result == 0 and engine.log.packs:
         _tell_tier(engine, &fill, sys_now_us() - begun)
     sys_crash_point(b"fill-loaded")

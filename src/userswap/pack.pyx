@@ -63,15 +63,13 @@ from userswap.log cimport (
     log_is_young,
     log_open_packed,
     log_place,
-    log_read_whole,
     log_reserve,
     log_unpin_locked,
 )
 from userswap.space cimport space_word
-from userswap.sums cimport sums_hold, sums_hold_all, sums_seal
+from userswap.sums cimport sums_hold, sums_read, sums_seal
 from userswap.system cimport (
     EBADMSG,
-    ECANCELED,
     EAGAIN,
     EIO,
     ENOSPC,
@@ -93,6 +91,7 @@ from userswap.types cimport (
     stored_block,
     stored_index,
     stored_stamp,
+    whole_pages,
 )
 
 cdef enum:
@@ -401,12 +400,11 @@ cdef int _clean_block(Log *log, Pack *pack, uint32_t at, bint ahead) noexcept no
     cdef uint8_t *data = block.data      # stays: the block is pinned
     cdef int which = OPEN_WARM if _stays_warm(log, block) else OPEN_COLD
     cdef uint32_t index
+    cdef bint right         # if it is not, its pages tell
     cdef int result = 0
     if data == NULL:
         data = pack.scratch
-        result = log_read_whole(log, at, data)
-        if (result != 0 and result != -ECANCELED) or (result == 0 and not sums_hold_all(log, at, data)):
-            result = log_read_whole(log, at, data)
+        result = sums_read(log, at, whole_pages(block.bytes), data, &right)
     for index in range(block.used):
         if result < 0 or (ahead and pack.needed):
             break

@@ -75,8 +75,8 @@ cdef bint tree_attach(Tree *tree, pid_t pid) noexcept nogil:
     if done:
         tree.wanted[tree.wanted_count] = pid
         tree.wanted_count += 1
-        tree.last_pid[0] = 0
     pthread_mutex_unlock(&tree.lock)
+    tree_find_again(tree)
     return done
 
 

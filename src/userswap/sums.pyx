@@ -14,12 +14,15 @@ before.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from userswap.arena cimport arena_take
-from userswap.log cimport SUM_BYTES, Block, Place, log_place, log_place_next
-from userswap.system cimport ENOMEM, store_pointer, sys_crash_point
+from userswap.log cimport SUM_BYTES, Block, Place, log_place, log_place_next, log_read
+from userswap.system cimport ECANCELED, ENOMEM, store_pointer, sys_crash_point
 from userswap.types cimport PAGE_BYTES
 
 cdef extern from "sums.h" nogil:
     uint32_t sums_of(const uint8_t *data, uint32_t length)
+
+cdef enum:
+    READ_TRIES = 2
 
 
 cdef void _put(uint8_t *sum, uint32_t value) noexcept nogil:
@@ -85,3 +88,16 @@ cdef bint sums_hold_all(Log *log, uint32_t at, const uint8_t *data) noexcept nog
         if not sums_hold(log, at, index, data + place.start, place.length):
             return False
     return True
+
+
+cdef int sums_read(Log *log, uint32_t at, uint32_t length, uint8_t *into, bint *right) noexcept nogil:
+    """Reads a pinned block from its beginning, and once more where that fails or is not what was written; *right
+    becomes whether it is then. Returns 0 or -errno."""
+    cdef int _turn
+    cdef int result = 0
+    for _turn in range(READ_TRIES):
+        result = log_read(log, at, 0, length, into)
+        right[0] = result == 0 and sums_hold_all(log, at, into)
+        if right[0] or result == -ECANCELED:
+            break
+    return result

@@ -26,14 +26,13 @@ from userswap.log cimport (
     NO_BLOCK,
     Block,
     log_keep_in,
-    log_read,
     log_unpin,
     log_unwritten,
 )
 from userswap.pack cimport Pack, pack_empty
 from userswap.slots cimport NO_SLOT, slots_spare, slot_return, slot_take, slots_free_of, slots_order_areas
 from userswap.stores cimport Store, store_deinit, store_init
-from userswap.sums cimport sums_hold_all
+from userswap.sums cimport sums_read
 from userswap.system cimport (
     EBUSY,
     ECANCELED,
@@ -61,7 +60,6 @@ cdef enum:
     WRITTEN_US = 1000
     TO_MEMORY = -1
     MOVERS = 2
-    READ_TRIES = 2
     THIN = 2                # a block of which less than one page of so many is live
 
 # What the movers of an area share. Log.lock guards next and result.
@@ -275,32 +273,19 @@ cdef bint _next_move(Mover *mover) noexcept nogil:
     return found
 
 
-cdef int _read(Mover *mover, uint8_t *buffer) noexcept nogil:
-    """The block's bytes, read anew where they are not what was written: there will be no other copy of them. Returns 0
-    or -errno."""
-    cdef Log *log = mover.moving.log
-    cdef int _turn
-    cdef int result = 0
-    for _turn in range(READ_TRIES):
-        result = log_read(log, mover.at, 0, BLOCK_BYTES, buffer)
-        mover.doubtful = result == 0 and not sums_hold_all(log, mover.at, buffer)
-        if (result == 0 and not mover.doubtful) or result == -ECANCELED:
-            break
-    return result
-
-
 cdef int _copy(Mover *mover) noexcept nogil:
     """The block's bytes to its new place. Returns 0 or -errno."""
     cdef Log *log = mover.moving.log
     cdef bint to_memory = mover.to_area == TO_MEMORY
     cdef uint8_t *buffer = mover.kept if to_memory else mover.buffer
+    cdef bint right = True
     cdef int result = 0
     if to_memory:
         sys_populate_whole(buffer, BLOCK_BYTES)
-    mover.doubtful = False
     if mover.data == NULL:
         mover.data = buffer
-        result = _read(mover, buffer)
+        result = sums_read(log, mover.at, BLOCK_BYTES, buffer, &right)  # there will be no other copy of it
+    mover.doubtful = not right
     if result != 0 or to_memory:
         return result
     return log.areas[mover.to_area].write(&log.areas[mover.to_area], mover.to_slot, mover.data)
