@@ -224,10 +224,12 @@ def test_stopping_and_continuing_in_the_meantime(start: Start) -> None:
     storm = subprocess.Popen(
         ["sh", "-c", "while kill -STOP $0 && kill -CONT $0; do :; done 2>/dev/null", str(program.pid)]
     )
-    cycles(program.pid, 100)
-    storm.kill()
-    storm.wait()
-    os.kill(program.pid, signal.SIGCONT)
+    try:
+        cycles(program.pid, 100)
+    finally:
+        storm.kill()
+        storm.wait()
+        os.kill(program.pid, signal.SIGCONT)
     assert program.finish().startswith("good")
 
 

@@ -108,6 +108,7 @@ cdef enum:
     O_SUSPEND_SECCOMP = 1 << 21         # PTRACE_O_SUSPEND_SECCOMP, for CAP_SYS_ADMIN
     SYSCALL_USER_DISPATCH_GET = 0x4210  # PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, Linux 6.4
     ATTEMPTS = 200
+    CLONE_TRIES = 100
     ANSWER_SLICE_MS = 100
     ANSWER_LIMIT_MS = 30000
 
@@ -242,7 +243,7 @@ cdef int prepare_victim(Tracee *victim) noexcept nogil:
     return rc
 
 
-cdef int clone_victim(Tracee *victim, pid_t *child) noexcept nogil:
+cdef int clone_once(Tracee *victim, pid_t *child) noexcept nogil:
     """CLONE_FILES: the child's table of files is made empty later, without a reference to any of them ever
     having been taken. Exit signal 0: the program is never told of its child."""
     cdef uint64_t[6] arguments
@@ -263,6 +264,17 @@ cdef int clone_victim(Tracee *victim, pid_t *child) noexcept nogil:
         return -errno
     child[0] = <pid_t>message
     return 0
+
+
+cdef int clone_victim(Tracee *victim, pid_t *child) noexcept nogil:
+    """No clone is made while a signal waits, and SIGSTOP cannot be blocked. The thread is given it on the way to the next
+    try: where they come in quick succession that wins sooner than stopping it anew."""
+    cdef int _, rc = -ERESTARTNOINTR
+    for _ in range(CLONE_TRIES):
+        rc = clone_once(victim, child)
+        if rc != -ERESTARTNOINTR:
+            break
+    return rc
 
 
 cdef int reap_in_victim(Tracee *victim, pid_t reaped) noexcept nogil:
