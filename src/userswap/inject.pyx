@@ -267,8 +267,8 @@ cdef int clone_once(Tracee *victim, pid_t *child) noexcept nogil:
 
 
 cdef int clone_victim(Tracee *victim, pid_t *child) noexcept nogil:
-    """No clone is made while a signal waits, and SIGSTOP cannot be blocked. The thread is given it on the way to the next
-    try: where they come in quick succession that wins sooner than stopping it anew."""
+    """No clone is made while a signal waits, and SIGSTOP cannot be blocked. The thread is given it on the way to the
+    next try: where they come in quick succession that wins sooner than stopping it anew."""
     cdef int _, rc = -ERESTARTNOINTR
     for _ in range(CLONE_TRIES):
         rc = clone_once(victim, child)
