@@ -108,11 +108,19 @@ static inline void sys_populate(void *at, size_t bytes)
 	madvise(at, bytes, 23); /* MADV_POPULATE_WRITE, Linux 5.14 */
 }
 
-/* The same, for blocks: as huge pages where the kernel can. The disk is told of one piece then, not of 512. */
+/*
+ * The same, for blocks: as huge pages where the kernel can. The disk is told of one piece then, not of 512. Of each only
+ * the first page is made: that is enough for the kernel to replace it by a huge one, and ten times as fast as having
+ * all 512 made, and copied.
+ */
 static inline void sys_populate_whole(void *at, size_t bytes)
 {
-	sys_populate(at, bytes);
-	madvise(at, bytes, 25); /* MADV_COLLAPSE, Linux 6.1 */
+	const size_t huge = 2 << 20;
+
+	for (size_t done = 0; done < bytes; done += huge)
+		sys_populate((char *)at + done, 4096);
+	if (madvise(at, bytes, 25) != 0) /* MADV_COLLAPSE, Linux 6.1 */
+		sys_populate(at, bytes);
 }
 
 /* As sys_reserve, but its memory comes and goes page by page: no huge page is made for a part that is used. */
