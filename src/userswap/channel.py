@@ -18,10 +18,10 @@ class Channel:
     descriptor that was sent lives on in the socket, whoever closes it.
     """
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, unsent: Sequence[tuple[str, list[int]]] = ()) -> None:
         end.setblocking(False)
         self._socket = end
-        self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        self._waiting: deque[tuple[bytes, list[int]]] = deque((words.encode(), fds) for words, fds in unsent)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -45,6 +45,10 @@ class Channel:
     @property
     def waiting(self) -> bool:
         return bool(self._waiting)
+
+    def unsent(self) -> list[tuple[str, list[int]]]:
+        """What waits: the words, and descriptors that are the channel's."""
+        return [(words.decode(), fds) for words, fds in self._waiting]
 
     def receive(self) -> tuple[list[str], list[int]] | None:
         """The next message and its fds; no words at all at the end; None if there is no message now."""

@@ -67,7 +67,7 @@ def _dispatch(words: list[str]) -> int:
         from userswap.doctor import doctor
 
         return doctor()
-    if chosen.verb in ("status", "limit", "swapon", "swapoff", "detach"):
+    if chosen.verb in ("status", "limit", "swapon", "swapoff", "detach", "upgrade"):
         return _control(chosen)
     if chosen.verb == "attach":
         from userswap import attach
@@ -93,6 +93,8 @@ def _control(chosen: argparse.Namespace) -> int:
         return client.swapon(chosen.area, chosen.priority, chosen.engine)
     if chosen.verb == "detach":
         return client.detach(chosen.pid, chosen.tree)
+    if chosen.verb == "upgrade":
+        return client.upgrade(chosen.engine)
     return client.swapoff(chosen.area, chosen.engine)
 
 
@@ -137,7 +139,11 @@ def _parser() -> argparse.ArgumentParser:
         "swapoff", help="empty a swap area of a running engine, and forget it", allow_abbrev=False
     )
     swapoff.add_argument("area", metavar="AREA", help="as it was given, or its number in status")
-    for verb in (limit, swapon, swapoff):
+    upgrade = verbs.add_parser(
+        "upgrade", help="have this version of userswap go on with what an engine of another one serves",
+        allow_abbrev=False,
+    )  # fmt: skip
+    for verb in (limit, swapon, swapoff, upgrade):
         verb.add_argument("--engine", type=int, metavar="PID", help="which engine, if several run")
     return parser
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The verbs that talk to running engines by their control sockets: `status`, `limit`, `swapon`, `swapoff`,
-`detach`."""
+`detach`, `upgrade`."""
 
 import json
 import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 10.0
 ASK_EVERY_SECONDS = 0.1
+UPGRADE_SECONDS = 60.0  # for what is on its way in, and for the other version to start
 
 
 class Connection:
     """To one engine. Raises UserswapError where it cannot be reached, or refuses."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
+        self._connect(path)
+
+    def _connect(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_SECONDS)
         self._rest = b""
@@ -43,6 +49,19 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
+
+    def again(self) -> None:
+        """To the next engine of the same programs, which may not be there yet."""
+        self._socket.close()
+        until = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                self._connect(self._path)
+                return
+            except UserswapError:
+                if not os.path.exists(self._path) or time.monotonic() > until:
+                    raise
+            time.sleep(ASK_EVERY_SECONDS)
 
     def patience(self, seconds: float) -> None:
         """How long an answer may take from now on."""
@@ -187,6 +206,46 @@ def detach(pid: int, with_children: bool) -> int:
     _follow_detach(connection, state)
     connection.close()
     return 0
+
+
+def upgrade(pid: int | None) -> int:
+    """Waits until an engine of this version serves what the engine of another served."""
+    from userswap import handover
+
+    command = handover.command()
+    identity = _try_out([*command, handover.TRY])
+    connection = connect(pid)
+    key = os.urandom(8).hex()
+    try:
+        connection.ask("upgrade", key=key, command=command, identity=identity)
+    except UserswapError as error:
+        raise UserswapError(f"refused, and nothing was touched: {error}") from error
+    until = time.monotonic() + UPGRADE_SECONDS
+    while not _is_upgraded(connection, key):
+        if time.monotonic() > until:
+            raise UserswapError(f"not done after {UPGRADE_SECONDS:.0f} s")
+        time.sleep(ASK_EVERY_SECONDS)
+    connection.close()
+    return 0
+
+
+def _try_out(command: list[str]) -> object:
+    """What the other one's keeper is to become says of itself, if it starts. Raises UserswapError."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserswapError(f"this version does not start: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return json.loads(done.stdout)
+
+
+def _is_upgraded(connection: Connection, key: str) -> bool:
+    """Raises UserswapError where it cannot be done, or the program has ended."""
+    try:
+        return bool(connection.ask("upgrade-state", key=key)["over"])
+    except UserswapError as error:
+        if str(error) not in ("the engine has ended", "the engine does not answer"):
+            raise
+    connection.again()
+    return False
 
 
 def _follow_detach(connection: Connection, state: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The control socket of an engine: `userswap status`, `limit`, `swapon` and `swapoff` talk to it.
+"""The control socket of an engine: `userswap status`, `limit`, `swapon`, `swapoff` and others talk to it.
 
 A Unix socket in a directory that only its user can enter, named by the keeper's pid: that stays when another
 engine takes over. Requests and answers are JSON objects, one a line, at most LONGEST_REQUEST bytes; a request
@@ -33,6 +33,7 @@ MOST_CLIENTS = 16
 REFUSED_WITHIN = 0.1  # seconds in which a swapoff that cannot be done has said so
 SUFFIX = ".sock"
 
+LONGEST_COMMAND = 8192  # in all, of what the keeper is to become
 DETACH_MARGIN_BYTES = 8 << 20
 Answer = dict[str, object]
 
@@ -159,6 +160,8 @@ class Control:
         self._clients: dict[int, _Client] = {}
         self._swapoffs: dict[int, _Swapoff] = {}
         self._detach: _Detach | None = None
+        self._wanted: str | None = None  # an upgrade that the keeper is still to be told of
+        self._upgraded = ("", "")  # the key of the last upgrade, and why it could not be done
         self._path: str | None = None
         self._listener: socket.socket | None = None
 
@@ -227,6 +230,9 @@ class Control:
         self._accept()
         for client in list(self._clients.values()):
             self._serve_client(client)
+        if self._wanted is not None:  # whoever asked has the answer: it is our end
+            self._tell(f"upgrade {self._wanted}")
+            self._wanted = None
 
     def _accept(self) -> None:
         while self._listener is not None:
@@ -314,6 +320,10 @@ class Control:
             return self._begin_detach(request)
         if verb == "detach-state":
             return self._detach_state()
+        if verb == "upgrade":
+            return self._upgrade(request)
+        if verb == "upgrade-state":
+            return self._upgrade_state(request)
         raise UserswapError(f"no such verb: {verb}")
 
     def _limit(self, request: Mapping[str, object]) -> Answer:
@@ -325,6 +335,44 @@ class Control:
         except Exception as error:  # EngineError: control.py is loaded without the engine, too
             raise UserswapError(str(error)) from error
         return {"ram_limit_bytes": wanted}
+
+    # ---- another version
+
+    def _upgrade(self, request: Mapping[str, object]) -> Answer:
+        """Refused here is what is not to be touched."""
+        from userswap import handover
+
+        key, command = request.get("key"), request.get("command")
+        if not isinstance(key, str) or not key.isalnum() or len(key) > 64:
+            raise UserswapError("upgrade wants a key of letters and digits")
+        if not isinstance(command, list) or not all(
+            isinstance(word, str) and "\0" not in word for word in command
+        ):
+            raise UserswapError("upgrade wants a command, a list of words")
+        if not command or len(as_word(command)) > LONGEST_COMMAND:
+            raise UserswapError(f"the command is empty, or longer than {LONGEST_COMMAND} bytes")
+        if request.get("identity") != handover.identity():
+            raise UserswapError(
+                "that version keeps its state in another way, and cannot go on with this one's"
+            )
+        if any(not swapoff.over for swapoff in self._swapoffs.values()):
+            raise UserswapError("a swap area is being emptied: wait for that, or interrupt it")
+        if self._detach is not None and not self._detach.over:
+            raise UserswapError("a process is being detached: wait for that")
+        self._wanted = as_word({"key": key, "command": command})
+        return {}
+
+    def upgraded(self, key: str, why_not: str) -> None:
+        """The keeper has done it, or could not."""
+        self._upgraded = (key, why_not)
+
+    def _upgrade_state(self, request: Mapping[str, object]) -> Answer:
+        key, why_not = self._upgraded
+        if request.get("key") != key:
+            return {"over": False}
+        if why_not:
+            raise UserswapError(f"it goes on as it was: {why_not}")
+        return {"over": True}
 
     # ---- processes
 

@@ -3,6 +3,8 @@ from collections.abc import Sequence
 
 class EngineError(Exception): ...
 
+def layout() -> str: ...
+
 class Engine:
     def __new__(
         cls,

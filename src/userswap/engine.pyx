@@ -122,6 +122,15 @@ cdef int64_t _clamp(int64_t value, int64_t least, int64_t most) noexcept nogil:
     return min(max(value, least), most)
 
 
+cdef extern from "layout.h":
+    const uint64_t USERSWAP_LAYOUT
+
+
+def layout():
+    """The digest of all structures. An engine takes over from one of the same layout only."""
+    return f'{USERSWAP_LAYOUT:016x}'
+
+
 cdef class Engine:
     """The engine of one tree of processes: its swapper space, its areas, its threads.
 

@@ -14,10 +14,12 @@ words:
                      attached [TEXT]           all that were to be are entered, but for those in TEXT
                      entered PID, left PID     of processes that the keeper has not started: they depend on us
                      detached PID              it is not to be attached to again
+                     upgrade {key, command}    another version is to go on
                      over                      all is put away
     from the keeper  watch SINCE               the program runs, since when (monotonic time)
                      area {key, ...}, refused {key, why}
                      released FD               the area is closed
+                     upgraded KEY [TEXT]       the last upgrade is done, or cannot be, since TEXT
                      own PID, disown PID       a process of ours has come, or gone
                      ended                     the program has ended: to be reported
                      let-go                    nothing is to be kept busy any more, not even standard error
@@ -296,6 +298,9 @@ class EngineProcess:
         elif word == "released":
             if self._control is not None:
                 self._control.released(int(rest[0]))
+        elif word == "upgraded":
+            if self._control is not None:
+                self._control.upgraded(rest[0], " ".join(rest[1:]))
         elif word == "ended":
             self._ended = True
             self._report(engine)

@@ -18,7 +18,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from userswap import background, launch, libc, tree
@@ -35,14 +35,33 @@ SOON_SECONDS = 10.0  # ... or that die of themselves so soon after each other
 TRACER_BUSY_MS = 20  # children are looked for again, which cannot be done while it traces
 END_PATIENCE_SECONDS = 0.5  # of the front process, once nothing but the engine is left
 
+# Of the keeper of another version, which goes on: what it takes as it is.
+_HANDED_OVER = (
+    "_attached",
+    "_childless",
+    "_died",
+    "_files",
+    "_program",
+    "_reported",
+    "_started",
+    "_status",
+    "_told",
+    "_upgraded",
+)
+
+# Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class Keeper:
     """Runs in the keeper's process, its signals blocked, until the last process of the tree has ended."""
 
-    def __init__(self, front: Channel, areas: Sequence[Area], options: Options) -> None:
+    def __init__(self, front: Channel | None, areas: Sequence[Area], options: Options) -> None:
         from userswap.tracer import Tracer
 
-        self._front: Channel | None = front
+        self._front = front
         self._areas = list(areas)
         self._options = options
         self._stores: dict[int, Area] = {}  # by the pid of their process
@@ -65,6 +84,8 @@ class Keeper:
         self._attached = False
         self._over = False  # the engine has put everything away
         self._ending = False  # whatever dies now, it is meant to
+        self._upgrade: tuple[str, list[str]] | None = None  # that is asked for: its key, and what to become
+        self._upgraded: tuple[str, str] | None = None  # the last one: its key, and why it could not be done
         self._poller = select.poll()
         self._signals = -1
 
@@ -76,6 +97,34 @@ class Keeper:
         """Instead of run(): to processes that run already, as the options say. The front process is told
         `attached`, and ends."""
         self._guarded(self._attach)
+
+    @classmethod
+    def restored(cls, state: "Mapping[str, Any]") -> "Keeper":
+        """From what another version has handed over (handover.py). Then go_on()."""
+        from userswap import handover
+
+        areas = [handover.area_of(area) for area in state["areas"]]
+        front = handover.channel_of(state["front"])
+        keeper = cls(front, [areas[at] for at in state["used"]], handover.options_of(state["options"]))
+        for name in _HANDED_OVER:
+            setattr(keeper, name, state[name])
+        keeper._stores = {areas[at].process.pid: areas[at] for at in state["stores"]}
+        keeper._entered = {int(pid): fd for pid, fd in state["entered"].items()}
+        return keeper
+
+    def go_on(self) -> None:
+        """Instead of run(), in the place of the keeper that has handed over. There is no engine now."""
+        self._guarded(self._go_on)
+
+    def _go_on(self) -> None:
+        libc.set_name("userswap-keeper")
+        for pid, area in self._stores.items():
+            self._tracer.spare(pid)
+            if area.process is not None and area.process.connected:
+                self._poller.register(area.process, select.POLLIN)
+        self._tracer.start()
+        self._replace_engine()
+        self._serve()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -160,6 +209,8 @@ class Keeper:
                 if turn == TRIES - 1:
                     raise
         self._send_engine(f"watch {self._started}")
+        if self._upgraded is not None:
+            self._send_engine("upgraded {} {}".format(*self._upgraded))
         if self._status is not None and not self._reported:
             self._send_engine("ended")
         if self._told:
@@ -185,17 +236,22 @@ class Keeper:
     def _what_is_left(self, idle: bool) -> Left:
         """Where the tracer is not idle, what is open and nobody's is left to the next engine."""
         then = {area: area.fd for area in self._areas}
-        for end in (self._to_engine, self._engines_end):
-            if end is not None:
-                with suppress(KeyError):  # that of an engine which did not come to work
-                    self._poller.unregister(end)
-                end.close()
+        self._close_ends()
         for area in self._areas:
             if area.process is not None:
                 area.process.serve_again()
                 area.ready()
         areas = [(fd, area.fd, area.memory) for area, fd in then.items()]
         return Left(self._files, areas, self._strays() if idle else set(), self._attached)
+
+    def _close_ends(self) -> None:
+        """Of the channel to an engine that has died."""
+        for end in (self._to_engine, self._engines_end):
+            if end is not None:
+                with suppress(KeyError):  # that of an engine which did not come to work
+                    self._poller.unregister(end)
+                end.close()
+        self._to_engine = self._engines_end = None
 
     def _strays(self) -> set[int]:
         """What is open and not ours."""
@@ -246,6 +302,11 @@ class Keeper:
             import json  # costs memory, and few engines are ever talked to
 
             self._open(**json.loads(text))
+        elif word == "upgrade":
+            import json
+
+            asked = json.loads(text)
+            self._upgrade = (asked["key"], asked["command"])
         elif word == "unwanted":
             if text in self._asked:
                 self._refuse(text, UserswapError("nobody waits for it any more"))
@@ -279,6 +340,53 @@ class Keeper:
             return False
         self._died = [then for then in self._died if now - then < SOON_SECONDS] + [now]
         return len(self._died) > TRIES
+
+    # ---- another version
+
+    def _upgrade_if_due(self) -> None:
+        """Once no area or process is on its way in, and nothing is traced. Does not return where it can be
+        done. Raises UserswapError as _engine_ended()."""
+        attaching = self._options.attaches and not self._attached
+        if (
+            self._upgrade is None
+            or self._asked
+            or attaching
+            or not self._engine
+            or not self._tracer.try_hold()
+        ):
+            return
+        (key, command), self._upgrade = self._upgrade, None
+        try:
+            os.kill(self._engine, signal.SIGKILL)
+            status = os.waitpid(self._engine, 0)[1]
+            self._hear_engine()
+            if not self._over and self._failure is None:
+                self._upgraded = (key, self._become(key, command))
+        finally:
+            self._tracer.release()
+        self._engine_ended(status)
+
+    def _become(self, key: str, command: list[str]) -> str:
+        """Returns why that could not be done."""
+        from userswap import handover
+
+        self._close_ends()
+        areas = [*self._areas, *(area for area in self._stores.values() if area not in self._areas)]
+        state = {
+            **{name: getattr(self, name) for name in _HANDED_OVER},
+            "_upgraded": (key, ""),
+            "areas": [handover.describe_area(area) for area in areas],
+            "used": list(range(len(self._areas))),
+            "stores": [areas.index(area) for area in self._stores.values()],
+            "front": handover.describe_channel(self._front),
+            "options": handover.describe_options(self._options),
+            "entered": self._entered,
+        }
+        try:
+            handover.hand_over(command, state, [self._signals])
+        except OSError as error:
+            return f"{command[0]}: {error.strerror}"
+        return ""
 
     # ---- swap areas that are asked for later
 
@@ -428,12 +536,14 @@ class Keeper:
             self._hear_engine()
             self._hear_front()
             self._hear_stores()
+            self._upgrade_if_due()
             if self._status is not None:
                 self._see_to_the_end(self._status)
             if self._over and not self._engine:
                 self._end_well(self._status or 0)
                 return
-            self._poller.poll(self._patience_ms() if reaped else TRACER_BUSY_MS)
+            waits = not reaped or self._upgrade is not None
+            self._poller.poll(TRACER_BUSY_MS if waits else self._patience_ms())
 
     def _patience_ms(self) -> float | None:
         """How long the front process is to wait yet, once it can be told and nothing else is left."""

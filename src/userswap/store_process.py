@@ -64,7 +64,7 @@ _BOOT = (
 class StoreProcess:
     """The engine process' end. Whoever starts it waits for its end, too."""
 
-    __slots__ = ("_channel", "data", "ending", "memory", "name", "over", "pid", "size_bytes", "text", "what")
+    __slots__ = ("channel", "data", "ending", "memory", "name", "over", "pid", "size_bytes", "text", "what")
 
     def __init__(self, what: str, name: str, text: str, size_bytes: int) -> None:
         self.what = what  # as the user calls it
@@ -76,11 +76,11 @@ class StoreProcess:
         self.over = False  # it says nothing more
         self.data: socket.socket | None = None  # once it is ready
         self.memory = -1
-        self._channel: Channel | None = None
+        self.channel: Channel | None = None  # the keeper's end
 
     def start(self) -> None:
         """Raises UserswapError."""
-        self._channel, theirs = channel_pair()
+        self.channel, theirs = channel_pair()
         try:
             self.pid = _spawn(theirs, [self.name, self.text, str(self.size_bytes)])
         except OSError as error:
@@ -90,17 +90,17 @@ class StoreProcess:
 
     def fileno(self) -> int:
         """Readable when ready() or said() has something new."""
-        assert self._channel is not None
-        return self._channel.fileno()
+        assert self.channel is not None
+        return self.channel.fileno()
 
     def files(self) -> list[int]:
         """What is open of it here."""
-        channel = [self._channel.fileno()] if self._channel is not None else []
+        channel = [self.channel.fileno()] if self.channel is not None else []
         return channel if self.data is None else [*channel, self.data.fileno(), self.memory]
 
     @property
     def connected(self) -> bool:
-        return self._channel is not None
+        return self.channel is not None
 
     @property
     def starting(self) -> bool:
@@ -110,15 +110,15 @@ class StoreProcess:
     def ready(self) -> bool:
         """Whether the store can be used: then data, memory and size_bytes are set. Raises UserswapError if it
         never will be. Does not wait."""
-        assert self._channel is not None
-        message = self._channel.receive() if self.data is None else None
+        assert self.channel is not None
+        message = self.channel.receive() if self.data is None else None
         if message is None:
             return self.data is not None
         words, _ = message
         if words and words[0] == "ready":
             self.size_bytes = int(words[1])
             with suppress(OSError):
-                self._serve(self._channel)
+                self._serve(self.channel)
                 return True
         elif words:
             raise UserswapError(f"{self.what}: {' '.join(words[1:])}")
@@ -143,18 +143,18 @@ class StoreProcess:
 
     def serve_again(self) -> None:
         """Another engine asks from now on. An answer that the one before still waits for is nobody's."""
-        if self.data is None or self._channel is None:
+        if self.data is None or self.channel is None:
             return
         self.data.close()
         os.close(self.memory)
         with suppress(OSError):  # it has ended: that is told elsewhere
-            self._serve(self._channel)
+            self._serve(self.channel)
 
     def said(self) -> list[str]:
         """Lines for the user that came since it was ready, or last asked."""
         lines: list[str] = []
-        while self._channel is not None and not self.over:
-            message = self._channel.receive()
+        while self.channel is not None and not self.over:
+            message = self.channel.receive()
             if message is None:
                 break
             self.over = not message[0]
@@ -163,16 +163,16 @@ class StoreProcess:
         return lines
 
     def let_go(self) -> None:
-        if self._channel is not None:
+        if self.channel is not None:
             with suppress(OSError):  # it has ended
-                self._channel.send("let-go")
+                self.channel.send("let-go")
 
     def close(self) -> None:
         """Has it end: by itself, once it is not amid a call. The engine does not use it any more."""
         self.ending = True
-        if self._channel is not None:
+        if self.channel is not None:
             with suppress(OSError):  # it has ended
-                self._channel.send("end")
+                self.channel.send("end")
         if self.data is not None:
             self.data.close()
             os.close(self.memory)
@@ -182,9 +182,9 @@ class StoreProcess:
                 os.kill(self.pid, signal.SIGKILL)
 
     def disconnect(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
 
 
 def _spawn(channel: Channel, words: list[str]) -> int:

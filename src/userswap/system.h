@@ -109,9 +109,9 @@ static inline void sys_populate(void *at, size_t bytes)
 }
 
 /*
- * The same, for blocks: as huge pages where the kernel can. The disk is told of one piece then, not of 512. Of each only
- * the first page is made: that is enough for the kernel to replace it by a huge one, and ten times as fast as having
- * all 512 made, and copied.
+ * The same, for blocks: as huge pages where the kernel can. The disk is told of one piece then, not of 512. Of each
+ * only the first page is made: that is enough for the kernel to replace it by a huge one, and ten times as fast as
+ * having all 512 made, and copied.
  */
 static inline void sys_populate_whole(void *at, size_t bytes)
 {
