@@ -11,7 +11,7 @@ TEST_NEEDS := redis-server:redis-server stress-ng:stress-ng musl-gcc:musl-tools 
 TEST_FILES := /boot/vmlinuz-*:linux-image-cloud-amd64
 SOURCES := meson.build $(filter-out %.so %__pycache__,$(wildcard src/userswap/*))
 
-.PHONY: demo test lint bench torture torture-kills install clean check-build check-tests system-packages
+.PHONY: demo test lint bench torture torture-kills soak install clean check-build check-tests system-packages
 
 demo: install
 	$(BIN)/python demo/demo.py
@@ -36,6 +36,10 @@ torture: check-tests install
 TORTURE_KILLS ?= 1000
 torture-kills: check-tests install
 	USERSWAP_KILLS=$(TORTURE_KILLS) $(BIN)/python -m pytest -q -s tests/test_takeover.py -k random
+
+SOAK_SECONDS ?= 3600
+soak: check-tests install
+	USERSWAP_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -q -s tests/test_soak.py
 
 install: $(VENV)/installed
 
