@@ -26,6 +26,7 @@ class Engine:
         may_spin: bool,
         entry_bits: int = 64,
         left: tuple[int, int, Sequence[tuple[int, int, int]]] | None = None,
+        encrypt: bool = False,
     ) -> None:
         self._mode = os.environ.get("USERSWAP_STANDIN", "")
         self._trigger = os.environ.get("USERSWAP_TRIGGER", "")

@@ -61,6 +61,7 @@ def test_options_reach_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "--quiet",
         "--entry-bits",
         "32",
+        "--encrypt",
         "--",
         "ls",
         "-l",
@@ -71,6 +72,7 @@ def test_options_reach_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (full.ram, full.swap, full.stats, full.quiet) == ("1G", ["/a", "/b:2G"], "f", True)
     assert full.command == ["ls", "-l"]
     assert (full.entry_bits, bare.entry_bits) == (32, 64)
+    assert (full.encrypt, bare.encrypt) == (True, False)
     assert (bare.ram, bare.swap, bare.stats, bare.quiet) == ("auto", [], None, False)
 
 

@@ -36,6 +36,7 @@ from userswap.store_process import StoreProcess
 PAGE = 4096
 BLOCK_BYTES = 2 * MIB
 SLOTS = 8
+KEY = bytes(range(64))
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +73,9 @@ def process_of(area: Area) -> StoreProcess:
 
 
 @contextmanager
-def medium_of(spec: str) -> Iterator[tuple[door.Medium, Area]]:
+def medium_of(spec: str, key: bytes | None = None) -> Iterator[tuple[door.Medium, Area]]:
     with started(spec) as area:
-        yield door.Medium(area.fd, area.size_bytes, area.memory), area
+        yield door.Medium(area.fd, area.size_bytes, area.memory, key), area
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def loop_device(disk: Path) -> Iterator[str]:
         command("losetup", "--detach", device)
 
 
-@pytest.fixture(params=["file", "device", "dict", "folder", "plain"])
+@pytest.fixture(params=["file", "device", "dict", "folder", "plain", "encrypted file", "encrypted dict"])
 def medium(request: pytest.FixtureRequest, disk: Path) -> Iterator[door.Medium]:
     """Of SLOTS blocks, of each kind."""
     size = f"{SLOTS * 2}M"
@@ -99,8 +100,10 @@ def medium(request: pytest.FixtureRequest, disk: Path) -> Iterator[door.Medium]:
         with loop_device(disk) as device, medium_of(device) as (made, _):
             yield made
         return
+    kind = request.param.removeprefix("encrypted ")
+    key = None if kind == request.param else KEY
     specs = {"file": f"{disk}:{size}", "folder": f"folder://{disk}:{size}"}
-    with medium_of(specs.get(request.param, f"{request.param}://:{size}")) as (made, _):
+    with medium_of(specs.get(kind, f"{kind}://:{size}"), key) as (made, _):
         yield made
 
 

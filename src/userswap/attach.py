@@ -17,10 +17,17 @@ from userswap.front import complain
 class Request:
     """A command line of `attach`, as typed."""
 
-    __slots__ = ("entry_bits", "pid", "ram", "stats", "swap", "with_children")
+    __slots__ = ("encrypt", "entry_bits", "pid", "ram", "stats", "swap", "with_children")
 
     def __init__(
-        self, pid: int, with_children: bool, ram: str, swap: list[str], stats: str | None, entry_bits: int
+        self,
+        pid: int,
+        with_children: bool,
+        ram: str,
+        swap: list[str],
+        stats: str | None,
+        entry_bits: int,
+        encrypt: bool,
     ) -> None:
         self.pid = pid
         self.with_children = with_children
@@ -28,6 +35,7 @@ class Request:
         self.swap = swap
         self.stats = stats
         self.entry_bits = entry_bits
+        self.encrypt = encrypt
 
 
 def attach(request: Request) -> int:
@@ -35,13 +43,15 @@ def attach(request: Request) -> int:
     nothing left behind."""
     inherited = launch.Inherited()
     doctor.refuse_unfit_machine()
+    if request.encrypt:
+        doctor.refuse_without_encryption()
     served = served_processes()
     _refuse_unfit_process(request.pid, served)
     ram_limit_bytes = _automatic_ram(request.pid) if request.ram == "auto" else ram.parse_ram(request.ram)
     stats_path = None if request.stats is None else statistics.check_writable(request.stats)
     below = [process.pid for process in tree.programs(request.pid)]
     opened = areas.open_areas(request.swap)
-    options = Options(ram_limit_bytes, stats_path, True, request.entry_bits)
+    options = Options(ram_limit_bytes, stats_path, True, request.entry_bits, request.encrypt)
     options.attaches = True
     options.leave_out = tuple(pid for pid in below if pid in served or not request.with_children)
     options.attach = (request.pid, *(pid for pid in below if pid not in options.leave_out))

@@ -73,13 +73,25 @@ def _dispatch(words: list[str]) -> int:
         from userswap import attach
 
         return attach.attach(
-            attach.Request(chosen.pid, chosen.tree, chosen.ram, chosen.swap, chosen.stats, chosen.entry_bits)
+            attach.Request(
+                chosen.pid,
+                chosen.tree,
+                chosen.ram,
+                chosen.swap,
+                chosen.stats,
+                chosen.entry_bits,
+                chosen.encrypt,
+            )
         )
     if not command:
         raise UserswapError("no command to run (see userswap run --help)")
     from userswap.run import Request, run
 
-    return run(Request(chosen.ram, chosen.swap, chosen.stats, chosen.quiet, chosen.entry_bits, command))
+    return run(
+        Request(
+            chosen.ram, chosen.swap, chosen.stats, chosen.quiet, chosen.entry_bits, chosen.encrypt, command
+        )
+    )
 
 
 def _control(chosen: argparse.Namespace) -> int:
@@ -152,6 +164,7 @@ def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     run = verbs.add_parser(
         "run", help="run a program in less memory than it needs", allow_abbrev=False,
         usage="userswap run [--ram SIZE] [--swap AREA]... [--stats FILE] [--quiet] [--entry-bits 32|64] "
+        "[--encrypt] "
         "-- COMMAND [ARG]...",
         description=RUN_DESCRIPTION, epilog=RUN_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -191,6 +204,10 @@ def _add_engine_options(verb: _Parser) -> None:
         "(default: a temporary file in $TMPDIR or /var/tmp)",
     )  # fmt: skip
     verb.add_argument("--stats", metavar="FILE", help="write the counts of the run to FILE, as JSON")
+    verb.add_argument(
+        "--encrypt", action="store_true",
+        help="what goes to the swap areas, with a random key that lives and dies with the run",
+    )  # fmt: skip
     verb.add_argument(
         "--entry-bits", type=int, default=64, choices=(32, 64),
         help="size of an entry of the swapper space: 32 takes half the memory, for at most 64G of swap (64)",

@@ -187,6 +187,20 @@ def check_swap_directory() -> Check:
     return Check(name, OK, found, f"half of {format_size(free)} free, 1 GiB stays free")
 
 
+def check_encryption() -> Check:
+    """By loading the library that the engine takes."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcrypto.so.3")
+    except OSError:
+        return Check(
+            "encryption", LESS, "no libcrypto.so.3", "run --encrypt does not work",
+            "install OpenSSL 3: package libssl3",
+        )  # fmt: skip
+    return Check("encryption", OK, "libcrypto.so.3")
+
+
 # What law 1 rests on: `run` refuses with the first of these that fails.
 NEEDED: tuple[Callable[[], Check], ...] = (
     check_machine,
@@ -203,6 +217,7 @@ ALL: tuple[Callable[[], Check], ...] = (
     check_memory,
     check_cgroup,
     check_swap_directory,
+    check_encryption,
 )
 
 
@@ -214,6 +229,13 @@ def refuse_unfit_machine() -> None:
             raise UserswapError(
                 f"{check.name}: {check.found}: {check.meaning} (userswap doctor says how to fix it)"
             )
+
+
+def refuse_without_encryption() -> None:
+    """Raise UserswapError if `--encrypt` does not work here."""
+    check = check_encryption()
+    if check.state != OK:
+        raise UserswapError(f"--encrypt: {check.found}: {check.fix}")
 
 
 def doctor() -> int:

@@ -5,7 +5,7 @@ import os
 
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from userswap.arena cimport (
     arena_begin,
@@ -19,6 +19,7 @@ from userswap.arena cimport (
     buffers_fd,
 )
 from userswap.check cimport check_ended
+from userswap.cipher cimport KEY_BYTES, cipher_available, cipher_make_key
 from userswap.desk cimport Desk
 from userswap.detach cimport detach_process
 from userswap.enter cimport enter_start, enter_stop
@@ -142,6 +143,7 @@ cdef class Engine:
     entry_bits: the layout of entries, 64 or 32.
     left: what an engine that died has left, to go on with: its files(), and of each area what it had open and what is
         open for it now, as (fd then, fd, shared). None for a new one. The rest is as it was for that engine.
+    encrypt: what goes to swap areas, with a key that nobody else has.
     Raises EngineError when the limit is too small or memory is short."""
 
     cdef EngineState *_state
@@ -149,7 +151,8 @@ cdef class Engine:
     cdef bint _took_over
     cdef Progress[16] _progress     # MAX_AREAS
 
-    def __cinit__(self, ram_limit_bytes, keeper_pid, own_pids, size_t desk, may_spin, entry_bits=64, left=None):
+    def __cinit__(self, ram_limit_bytes, keeper_pid, own_pids, size_t desk, may_spin, entry_bits=64, left=None,
+                  encrypt=False):
         cdef EngineState *engine
         cdef EngineState *old = NULL
         cdef int64_t pages = _limit_pages(ram_limit_bytes)
@@ -181,6 +184,8 @@ cdef class Engine:
                 &engine.pack) != 0:
             raise EngineError("no memory for the swapper space")
         engine.log.apart = apart
+        if encrypt:
+            self._encrypt(old)
         engine.zero_offset = space_allocate(&engine.space, entry_make(FILLED, COUNT_EVER, 0))
         engine.shared_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
         engine.hot_offset = space_allocate(&engine.space, entry_make(CACHED, COUNT_EVER, 0))
@@ -191,6 +196,17 @@ cdef class Engine:
         if old != NULL:
             self._take_over(old, left[2])
         arena_set_root(engine)
+
+    cdef _encrypt(self, EngineState *old):
+        cdef Log *log = &self._state.log
+        if not cipher_available():
+            raise EngineError("no library to encrypt with: libcrypto.so.3")
+        if old == NULL and cipher_make_key(log.key) != 0:
+            raise EngineError("no random key can be had")
+        if old != NULL:
+            memcpy(log.key, old.log.key, KEY_BYTES)
+            log.mediums = old.log.mediums
+        log.encrypts = True
 
     cdef _take_over(self, EngineState *old, areas):
         cdef EngineState *engine = self._state

@@ -75,13 +75,25 @@ def entry_error(error: OSError) -> str:
 class Options:
     """What was asked for on the command line, of the engine."""
 
-    __slots__ = ("attach", "attaches", "entry_bits", "leave_out", "quiet", "ram_limit_bytes", "stats_path")
+    __slots__ = (
+        "attach",
+        "attaches",
+        "encrypt",
+        "entry_bits",
+        "leave_out",
+        "quiet",
+        "ram_limit_bytes",
+        "stats_path",
+    )
 
-    def __init__(self, ram_limit_bytes: int, stats_path: str | None, quiet: bool, entry_bits: int) -> None:
+    def __init__(
+        self, ram_limit_bytes: int, stats_path: str | None, quiet: bool, entry_bits: int, encrypt: bool
+    ) -> None:
         self.ram_limit_bytes = ram_limit_bytes
         self.stats_path = stats_path
         self.quiet = quiet
         self.entry_bits = entry_bits
+        self.encrypt = encrypt
         self.attaches = False  # to processes that run already; else the keeper starts a program
         self.attach: tuple[int, ...] = ()  # ... these
         self.leave_out: tuple[int, ...] = ()  # children of these that are not meant
@@ -161,6 +173,7 @@ class EngineProcess:
             not cgroups.cpu_is_limited(),
             self._options.entry_bits,
             (*self._left.files, self._left.areas) if self._left is not None else None,
+            self._options.encrypt,
         )
         numbered: dict[int, Area] = {}
         known = engine.area_files()

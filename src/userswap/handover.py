@@ -140,9 +140,8 @@ def _store_of(state: Mapping[str, Any]) -> StoreProcess:
 
 
 def options_of(state: Mapping[str, Any]) -> Options:
-    options = Options(
-        **{name: state[name] for name in ("ram_limit_bytes", "stats_path", "quiet", "entry_bits")}
-    )
+    words = ("ram_limit_bytes", "stats_path", "quiet", "entry_bits", "encrypt")
+    options = Options(**{name: state[name] for name in words})
     options.attaches = state["attaches"]
     options.attach, options.leave_out = tuple(state["attach"]), tuple(state["leave_out"])
     return options

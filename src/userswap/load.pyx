@@ -18,6 +18,7 @@ from userswap.log cimport (
     log_read,
     log_read_later,
     log_span,
+    log_take,
 )
 from userswap.mm cimport Engine, engine_stop, engine_stop_at
 from userswap.sums cimport sums_hold
@@ -127,8 +128,9 @@ cdef int _finish_read(Worker *worker, Segment *segment, int error) noexcept nogi
     cdef int _turn
     if error == -ECANCELED:
         return error
-    error = _take_read(worker, segment)
     log_span(&engine.log, segment.block, segment.index, segment.count, &start, &length)
+    log_take(&engine.log, segment.block, start, length, segment.read)
+    error = _take_read(worker, segment)
     for _turn in range(READ_AGAIN):
         if error == 0:
             return 0

@@ -131,6 +131,9 @@ cdef struct Log:
     uint64_t slots          # of all areas
     uint64_t slots_used
     uint64_t slots_peak
+    bint encrypts           # all areas, with this key
+    uint8_t key[64]         # KEY_BYTES
+    uint64_t mediums        # areas that there ever were
 
 cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil
 cdef void log_populate(Log *log) noexcept nogil
@@ -159,6 +162,7 @@ cdef int log_read(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_
 cdef int log_read_whole(Log *log, uint32_t block, uint8_t *into) noexcept nogil
 cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at, uint32_t length,
                         uint8_t *into) noexcept nogil
+cdef void log_take(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_t *into) noexcept nogil
 cdef int log_write_next(Log *log) noexcept nogil
 cdef uint64_t log_free_slots(Log *log) noexcept nogil
 cdef void log_keep(Log *log, uint32_t at) noexcept nogil

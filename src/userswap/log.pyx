@@ -37,6 +37,7 @@ from userswap.blocks cimport (
 from userswap.reclaim cimport reclaim_is_hot
 from userswap.slots cimport NO_SLOT, slot_return, slot_take, slots_free_of
 from userswap.space cimport space_change
+from userswap.cipher cimport cipher_take
 from userswap.stores cimport store_deinit
 from userswap.sums cimport sums_make
 from userswap.system cimport (
@@ -471,10 +472,16 @@ cdef int log_read_whole(Log *log, uint32_t block, uint8_t *into) noexcept nogil:
 
 cdef int log_read_later(Log *log, sys_reads *reads, uint32_t block, uint32_t at, uint32_t length,
                         uint8_t *into) noexcept nogil:
-    """As log_read, but the bytes are there only after sys_reads_finish."""
+    """As log_read, but the bytes are there only after sys_reads_finish and log_take."""
     cdef Block *b = &log.blocks[block]
     cdef Store *area = &log.areas[b.area]
     return area.read_later(area, reads, b.slot, at, length, into)
+
+
+cdef void log_take(Log *log, uint32_t block, uint32_t at, uint32_t length, uint8_t *into) noexcept nogil:
+    """What log_read_later has read becomes what was written."""
+    cdef Block *b = &log.blocks[block]
+    cipher_take(&log.areas[b.area], b.slot, at, length, into)
 
 
 # ---- writing

@@ -13,7 +13,7 @@ from userswap.ram import parse_ram
 class Request:
     """A command line of `run`, as typed."""
 
-    __slots__ = ("command", "entry_bits", "quiet", "ram", "stats", "swap")
+    __slots__ = ("command", "encrypt", "entry_bits", "quiet", "ram", "stats", "swap")
 
     def __init__(
         self,
@@ -22,6 +22,7 @@ class Request:
         stats: str | None,
         quiet: bool,
         entry_bits: int,
+        encrypt: bool,
         command: list[str],
     ) -> None:
         self.ram = ram
@@ -29,6 +30,7 @@ class Request:
         self.stats = stats
         self.quiet = quiet
         self.entry_bits = entry_bits
+        self.encrypt = encrypt
         self.command = command
 
 
@@ -36,11 +38,13 @@ def run(request: Request) -> int:
     """Returns the exit status. Raises UserswapError for refusals, with nothing left behind."""
     inherited = launch.Inherited()
     doctor.refuse_unfit_machine()
+    if request.encrypt:
+        doctor.refuse_without_encryption()
     ram_limit_bytes = parse_ram(request.ram)
     stats_path = None if request.stats is None else statistics.check_writable(request.stats)
     opened = areas.open_areas(request.swap)
     libc.become_subreaper()
-    options = Options(ram_limit_bytes, stats_path, request.quiet, request.entry_bits)
+    options = Options(ram_limit_bytes, stats_path, request.quiet, request.entry_bits, request.encrypt)
     front_end, keeper_end = channel_pair()
     pid = os.fork()
     if pid == 0:

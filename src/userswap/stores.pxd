@@ -33,6 +33,15 @@ cdef struct Link:
     bint broken             # it has gone, or broke the rules
     bint ending             # nobody wants to know any more
 
+# What encrypts a store (cipher.pyx).
+cdef enum:
+    KEY_BYTES = 64
+
+cdef struct Cipher:
+    uint8_t key[64]         # KEY_BYTES
+    pthread_mutex_t lock    # of buffer
+    uint8_t *buffer         # BLOCK_BYTES: a block on its way out
+
 cdef struct Store:
     int (*write)(Store *store, uint32_t slot, const uint8_t *data) noexcept nogil
     int (*read)(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil
@@ -45,6 +54,9 @@ cdef struct Store:
     int fd                      # file, device, or the socket of the link
     Link *link                  # NULL unless a process keeps the blocks
     const Store *faulty         # what it does when it does not fail; NULL unless it is to (faulty.pyx)
+    const Store *plain          # what it does without encryption; NULL unless it is encrypted
+    Cipher *cipher
+    uint64_t medium             # ... and the area's name, among those that its key is used for
     int priority                # higher ones are used first
     bint frees                  # a page that comes in gives up its copy at once
     bint closing                # no slot is handed out: it is being emptied

@@ -7,6 +7,7 @@ Whole aligned blocks are written, any aligned part is read.
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from userswap.cipher cimport cipher_unwrap
 from userswap.faulty cimport faulty_wrap
 from userswap.system cimport (
     EAGAIN,
@@ -204,6 +205,7 @@ cdef int store_init(Store *store, int fd, int shared, uint64_t size) noexcept no
 cdef void store_deinit(Store *store) noexcept nogil:
     sys_release(store.returned, store.slots * sizeof(uint32_t))
     store.returned = NULL
+    cipher_unwrap(store)
     free(<void *>store.faulty)
     store.faulty = NULL
     if store.link != NULL:

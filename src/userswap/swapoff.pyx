@@ -20,6 +20,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from userswap.arena cimport buffer_make, buffer_unmake
+from userswap.cipher cimport cipher_wrap
 from userswap.log cimport (
     BLOCK_STORED,
     MAX_AREAS,
@@ -97,6 +98,13 @@ cdef int swapon_area(Log *log, int fd, int shared, uint64_t size, int priority, 
     store.priority = priority
     store.frees = frees
     pthread_mutex_lock(&log.lock)
+    if log.encrypts:
+        log.mediums += 1
+        result = cipher_wrap(&store, log.key, log.mediums)
+    if result != 0:
+        pthread_mutex_unlock(&log.lock)
+        store_deinit(&store)
+        return result
     for area in range(log.area_count):
         if log.areas[area].gone:
             break

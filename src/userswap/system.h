@@ -23,6 +23,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -281,6 +282,14 @@ static inline long sys_reads_finish(struct sys_reads *reads)
 	reads->count = 0;
 	reads->started = 0;
 	return error;
+}
+
+/* Random bytes, at most 256. Returns 0 or -errno. */
+static inline int sys_random(void *into, size_t bytes)
+{
+	ssize_t n = getrandom(into, bytes, 0);
+
+	return n == (ssize_t)bytes ? 0 : n < 0 ? -errno : -EIO;
 }
 
 static inline long sys_pwrite_all(int fd, const void *data, size_t bytes, uint64_t at)

@@ -25,6 +25,7 @@ from libc.string cimport memcpy, memset
 from userswap.arena cimport arena_has, arena_take, buffer_claim, buffer_unmake
 from userswap.batch cimport BATCH_PAGES, BATCH_RUNS, Batch, Run
 from userswap.blocks cimport block_id_return, block_list_add, block_lists_make
+from userswap.cipher cimport cipher_wrap
 from userswap.desk cimport desk_discard, desk_is_busy, desk_taken
 from userswap.enter cimport enter_verify
 from userswap.events cimport event_apply
@@ -159,6 +160,8 @@ cdef int takeover_area(Engine *engine, Engine *old, int area, int fd, int shared
     cdef Store *was = &old.log.areas[area]
     cdef Store *store = &engine.log.areas[area]
     cdef int result = store_init(store, fd, shared, was.slots * <uint64_t>BLOCK_BYTES)
+    if result == 0 and engine.log.encrypts:
+        result = cipher_wrap(store, engine.log.key, was.medium)
     if result != 0:
         return result
     store.priority = was.priority

@@ -49,7 +49,10 @@ from userswap.space cimport (
 from userswap.slots cimport slots_spare, slots_discard_next, slots_order_areas
 from userswap.space cimport Space as SpaceStruct
 from userswap.swapoff cimport Progress, swapoff_area
-from userswap.stores cimport Store, file_store_init, store_deinit, store_end_waits, store_init
+from userswap.cipher cimport cipher_take, cipher_wrap
+from userswap.stores cimport (
+    KEY_BYTES, Store, file_store_init, store_deinit, store_end_waits, store_init,
+)
 from userswap.system cimport (
     EINVAL, EIO, SYS_READS_MAX, add_i64, load_i64, pthread_mutex_lock, pthread_mutex_unlock, sys_now_us,
     sys_pwrite_all, sys_reads, sys_reads_deinit, sys_reads_finish, sys_reads_init, sys_reads_start, sys_release,
@@ -416,10 +419,13 @@ cdef class Medium:
     """A store alone, behind one whose faults can be set. Waits without the GIL, so that threads can use it at once."""
     cdef Store store
 
-    def __cinit__(self, int fd, uint64_t size, int shared=-1):
+    def __cinit__(self, int fd, uint64_t size, int shared=-1, bytes key=None):
         cdef int result
         assert 0 <= fd < MAX_FD
         result = store_init(&self.store, fd, shared, size)
+        if result == 0 and key is not None:
+            assert len(key) == KEY_BYTES
+            result = cipher_wrap(&self.store, <const uint8_t *>key, 7)
         if result != 0:
             _fail(result)
         _wrap(&self.store)
@@ -466,6 +472,8 @@ cdef class Medium:
             if result == 0:
                 result = <int>sys_reads_finish(&reads)
         sys_reads_deinit(&reads)
+        for turn, (slot, at, length) in enumerate(places):
+            cipher_take(&self.store, slot, at, length, into + turn * BLOCK_BYTES)
         try:
             if result != 0:
                 _fail(result)
