@@ -32,7 +32,8 @@ def test_works_for_root() -> None:
     assert done.stderr == ""
     assert done.stdout.endswith("userswap run works here\n")
     for name in ("machine", "userfaultfd", "UFFDIO_MOVE", "CAP_SYS_PTRACE", "ptrace scope", "PAGEMAP_SCAN",
-                 "PROCMAP_QUERY", "memory", "cgroup limit", "default swap area", "encryption"):  # fmt: skip
+                 "PROCMAP_QUERY", "open files", "memory", "cgroup limit", "default swap area",
+                 "encryption"):  # fmt: skip
         assert f"  {name} " in done.stdout
 
 

@@ -292,6 +292,26 @@ def test_cleaning_ahead_keeps_within_its_budget(make: Make) -> None:
     swap.verify()
 
 
+def test_cleaning_ahead_when_the_log_is_sparse(make: Make) -> None:
+    """However many slots are free: else blocks of which little is alive become more and more."""
+    swap = make(256)
+    for _ in range(100):
+        for at, offset in enumerate(swap.store_block()):
+            if at % 16:
+                swap.put(offset)
+    slots = swap.log.free_slots
+    assert slots > 128
+    cleaned = 0
+    while (dead := swap.log.clean_ahead()) > 0:
+        assert dead == BLOCK * 15 // 16
+        swap.write()
+        cleaned += 1
+    left = 100 * BLOCK - cleaned * BLOCK * 15 // 16
+    assert left <= 3 * len(swap.pages) + 64 * BLOCK < left + BLOCK
+    assert swap.log.free_slots > slots + cleaned // 2
+    swap.verify()
+
+
 def test_cleaning_ahead_that_cannot_read_leaves_all_as_it_was(make: Make) -> None:
     swap = make(24)
     first = nearly_full(swap, free=2)

@@ -56,7 +56,11 @@ def attach(request: Request) -> int:
     options.leave_out = tuple(pid for pid in below if pid in served or not request.with_children)
     options.attach = (request.pid, *(pid for pid in below if pid not in options.leave_out))
     front_end, keeper_end = channel_pair()
-    pid = os.fork()
+    try:
+        pid = launch.fork()
+    except UserswapError:
+        areas.abandon_areas(opened)
+        raise
     if pid == 0:
         front_end.close()
         inherited.detach()

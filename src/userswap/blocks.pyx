@@ -157,6 +157,7 @@ cdef void block_free_if_unused(Log *log, uint32_t at) noexcept nogil:
     if block.data != NULL:
         _data_release(log, block)
     sys_crash_point(b"block-freeing")
+    log.used -= block.used
     block_lists_free(block)
     block.state = BLOCK_FREE
     log.blocks_used -= 1

@@ -24,6 +24,10 @@ CAP_SYS_PTRACE = 19
 
 OK, LESS, FAIL = "ok", "less", "FAIL"
 
+LEAST_FILES = 256  # that have to be allowed
+FILES_A_PROCESS = 8
+MANY_PROCESSES = 400
+
 RULE = """echo 'KERNEL=="userfaultfd", MODE="0666"' > /etc/udev/rules.d/90-userfaultfd.rules
 udevadm control --reload && udevadm trigger --name-match=userfaultfd"""
 
@@ -158,6 +162,24 @@ def check_procmap_query() -> Check:
     )
 
 
+def check_open_files() -> Check:
+    """The engine and the keeper raise their own limit as far as they may."""
+    import resource
+
+    name, most = "open files", resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most == resource.RLIM_INFINITY:
+        return Check(name, OK, "no limit")
+    fix = "raise it: ulimit -Hn 65536, as root; or nofile in /etc/security/limits.conf"
+    if most < LEAST_FILES:
+        return Check(
+            name, FAIL, f"{most} at most", f"the engine needs {LEAST_FILES}, and more for many processes", fix
+        )
+    processes = (most - LEAST_FILES // 2) // FILES_A_PROCESS
+    if processes < MANY_PROCESSES:
+        return Check(name, LESS, f"{most} at most", f"enough for about {processes} processes at a time", fix)
+    return Check(name, OK, f"{most} at most")
+
+
 def check_memory() -> Check:
     total, available = ram.memory_total(), ram.memory_available()
     return Check("memory", OK, f"{format_size(available)} available of {format_size(total)}")
@@ -210,6 +232,7 @@ NEEDED: tuple[Callable[[], Check], ...] = (
     check_ptrace_scope,
     check_pagemap_scan,
     check_procmap_query,
+    check_open_files,
 )
 ALL: tuple[Callable[[], Check], ...] = (
     *NEEDED,

@@ -133,6 +133,8 @@ class Keeper:
             self._end(str(failure), failure.status)
         except UserswapError as error:
             self._end(str(error), EXIT_OWN_ERROR)
+        except BlockingIOError:  # of a fork, or the tracer's start
+            self._end(launch.NO_PROCESS, EXIT_OWN_ERROR)
         except Exception as error:  # any mistake of ours: the tree must not go on without its engine
             self._end(f"internal error: {type(error).__name__}: {error}", EXIT_OWN_ERROR)
 

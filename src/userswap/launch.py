@@ -12,7 +12,9 @@ import resource
 import signal
 
 from userswap import libc
-from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
+from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR, UserswapError
+
+NO_PROCESS = "no more processes or threads can be made here (ulimit -u, a pids control group)"
 
 # What a process can be sent and can survive: all but the unstoppable, the C library's own, its own mistakes.
 FORWARDED = frozenset(
@@ -49,6 +51,14 @@ class Inherited:
         self.close_fds()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def fork() -> int:
+    """As os.fork(). Raises UserswapError."""
+    try:
+        return os.fork()
+    except OSError as error:
+        raise UserswapError(NO_PROCESS) from error
 
 
 class Failure(Exception):

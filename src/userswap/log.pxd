@@ -104,6 +104,7 @@ cdef struct Log:
     uint32_t serial         # the last block's
     uint32_t clock          # blocks that evicted pages have filled
     uint64_t stored         # pages: live ones of all blocks
+    uint64_t used           # ... and dead ones
     uint32_t dropped        # packed blocks that have left the memory
     Store areas[16]         # a block names its area by the place here
     int area_count          # places in use; some may be gone

@@ -305,6 +305,7 @@ cdef void log_commit(Log *log, int which, uint32_t offset, uint32_t length, uint
     block.bytes += length + block.packed * SUM_BYTES
     block.live += 1
     log.stored += 1
+    log.used += 1
     if block.bytes + PAGE_BYTES + block.packed * SUM_BYTES > BLOCK_BYTES or block.used == block.room:
         _close_block(log, which)
     pthread_mutex_unlock(&log.lock)

@@ -22,7 +22,8 @@ What was taken for hot as it was evicted is still so as long as it is young; wha
 apart from the others for the same reason. (Where there are too few buffers to tell hot from cold at eviction, what has
 outlived one block is apart from what has outlived two.) Cleaning is done when the evictor needs a slot, and ahead of
 that when nothing else is to be packed, slots become few and a budget allows it: what is cleaned ahead is packed as
-small as can be, but some of it would have died by itself.
+small as can be, but some of it would have died by itself. It is done as well when the log is sparse: in a large area
+blocks with a few live pages each would else become more and more, and so would what the engine has to know of them.
 
 Who can run at the same moment, and what they see. A block is pinned while its pages move, so its bytes stay. Its pages
 may be given back meanwhile, and their offsets be given to other pages: a page is moved only if its entry still names
@@ -101,6 +102,8 @@ cdef enum:
     LEAST_DEAD = 32         # one page of so many: of plain ones those that make cleaning worth it (CLEAN_GAIN)
     AHEAD_DEAD = 4          # ... where there is time to wait for more
     AHEAD_FREE = 8          # one slot of so many is free: fewer are few
+    SPARSE = 3              # pages, live and dead, for each live one: more is sparse
+    SPARSE_LEAST = 64 << 9  # ... from so many on: 64 plain blocks
     BUDGET = 4              # of so many bytes that are written one may be for cleaning ahead
     PRIOR = 50              # one page of so many counts for the rate of the kind
     NOBODY = 1 << 30
@@ -460,13 +463,14 @@ cdef int pack_empty(Log *log, Pack *pack, uint32_t at) noexcept nogil:
 # ---- cleaning ahead of need
 
 cdef bint _is_due(Log *log, Pack *pack) noexcept nogil:
-    """Whether slots are few, and the budget allows to clean a block: it grows with all that is written, so that it is
-    spent as fast as pages die."""
+    """Whether slots are few or the log is sparse, and the budget allows to clean a block: it grows with all that is
+    written, so that it is spent as fast as pages die."""
     cdef int64_t written = 0
     cdef int at
+    cdef bint sparse = log.used > SPARSE * log.stored + SPARSE_LEAST
     for at in range(log.area_count):
         written += load_i64(&log.areas[at].bytes_written)
-    return log_free_slots(log) * AHEAD_FREE < log.slots and pack.ahead_bytes * BUDGET <= written
+    return (sparse or log_free_slots(log) * AHEAD_FREE < log.slots) and pack.ahead_bytes * BUDGET <= written
 
 
 cdef int pack_clean_ahead(Log *log, Pack *pack) noexcept nogil:

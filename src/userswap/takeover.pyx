@@ -223,6 +223,7 @@ cdef int _note_stored(Engine *engine, uint64_t word) noexcept nogil:
         return _damaged(b"an entry names no block")
     block = &engine.log.blocks[at]
     block.live += 1
+    engine.log.used += max(block.used, stored_index(word) + 1) - block.used
     block.used = max(block.used, stored_index(word) + 1)
     engine.log.stored += 1
     return 0

@@ -1039,6 +1039,10 @@ cdef class Log:
         for block in range(self.log.block_end):
             self.check_block(block, live[block])
         assert self.log.stored == sum(live), f'{self.log.stored} live pages, words {sum(live)}'
+        used = 0
+        for block in range(self.log.block_end):
+            used += self.log.blocks[block].used if self.log.blocks[block].state != BLOCK_FREE else 0
+        assert self.log.used == used, f'{self.log.used} pages, {used} in blocks'
         self.check_lists()
         for area in range(self.log.area_count):
             self.check_area(area)
