@@ -16,13 +16,19 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from userswap import tree
 from userswap.areas import Area
 from userswap.channel import Channel
 from userswap.engine_process import Options
 from userswap.store_process import StoreProcess
+
+# Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    State = dict[str, Any]
 
 # Of the state below, and of what keeper, front process and stores say to each other.
 FORMAT = 1
@@ -33,8 +39,6 @@ _BOOT = (
     "from userswap.handover import main; main(sys.argv[1:])"
 )
 TRY = "try"
-
-State = dict[str, Any]
 
 
 def command() -> list[str]:
@@ -53,7 +57,7 @@ def identity() -> dict[str, object]:
 # ---- the version that goes
 
 
-def hand_over(command: Sequence[str], state: State, left: Sequence[int]) -> None:
+def hand_over(command: Sequence[str], state: "State", left: Sequence[int]) -> None:
     """Becomes `command`, with all that is open but what is `left` behind. Raises OSError, with all as it
     was."""
     file = os.memfd_create("userswap-handover", 0)
@@ -81,11 +85,11 @@ def _is_closed_by_exec(fd: int) -> bool:
     return False
 
 
-def describe_channel(channel: Channel | None) -> State | None:
+def describe_channel(channel: Channel | None) -> "State | None":
     return None if channel is None else {"fd": channel.fileno(), "waiting": channel.unsent()}
 
 
-def describe_area(area: Area) -> State:
+def describe_area(area: Area) -> "State":
     kept = (
         "created_path",
         "fd",
@@ -102,27 +106,27 @@ def describe_area(area: Area) -> State:
     return {**state, "process": None if area.process is None else _describe_store(area.process)}
 
 
-def _describe_store(store: StoreProcess) -> State:
+def _describe_store(store: StoreProcess) -> "State":
     kept = ("what", "name", "text", "size_bytes", "pid", "ending", "over", "memory")
     state = {name: getattr(store, name) for name in kept}
     data = None if store.data is None else store.data.fileno()
     return {**state, "data": data, "channel": describe_channel(store.channel)}
 
 
-def describe_options(options: Options) -> State:
+def describe_options(options: Options) -> "State":
     return {name: getattr(options, name) for name in Options.__slots__}
 
 
 # ---- the version that comes
 
 
-def channel_of(state: Mapping[str, Any] | None) -> Channel | None:
+def channel_of(state: "Mapping[str, Any] | None") -> Channel | None:
     if state is None:
         return None
     return Channel(socket.socket(fileno=state["fd"]), [(words, fds) for words, fds in state["waiting"]])
 
 
-def area_of(state: Mapping[str, Any]) -> Area:
+def area_of(state: "Mapping[str, Any]") -> Area:
     area = Area(state["name"], state["kind"], state["fd"], tuple(state["identity"]))
     for name in ("created_path", "frees", "memory", "named", "path", "size_bytes"):
         setattr(area, name, state[name])
@@ -130,7 +134,7 @@ def area_of(state: Mapping[str, Any]) -> Area:
     return area
 
 
-def _store_of(state: Mapping[str, Any]) -> StoreProcess:
+def _store_of(state: "Mapping[str, Any]") -> StoreProcess:
     store = StoreProcess(state["what"], state["name"], state["text"], state["size_bytes"])
     for name in ("pid", "ending", "over", "memory"):
         setattr(store, name, state[name])
@@ -139,7 +143,7 @@ def _store_of(state: Mapping[str, Any]) -> StoreProcess:
     return store
 
 
-def options_of(state: Mapping[str, Any]) -> Options:
+def options_of(state: "Mapping[str, Any]") -> Options:
     words = ("ram_limit_bytes", "stats_path", "quiet", "entry_bits", "encrypt")
     options = Options(**{name: state[name] for name in words})
     options.attaches = state["attaches"]
@@ -172,7 +176,7 @@ def main(words: list[str]) -> None:
         os._exit(0)
 
 
-def _end_all(state: State) -> None:
+def _end_all(state: "State") -> None:
     """Nobody can serve them any more."""
     for fd in state["entered"].values():
         with suppress(OSError):
