@@ -21,6 +21,7 @@ from userswap import tree
 from userswap.areas import Area
 from userswap.channel import Channel
 from userswap.engine_process import Options
+from userswap.errors import EXIT_OWN_ERROR
 from userswap.store_process import StoreProcess
 
 # Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
@@ -173,7 +174,7 @@ def main(words: list[str]) -> None:
     try:
         keeper.go_on()
     finally:
-        os._exit(0)
+        os._exit(EXIT_OWN_ERROR)
 
 
 def _end_all(state: "State") -> None:

@@ -362,7 +362,9 @@ class Keeper:
             os.kill(self._engine, signal.SIGKILL)
             status = os.waitpid(self._engine, 0)[1]
             self._hear_engine()
-            if not self._over and self._failure is None:
+            if self._asked:  # a store was, at the last moment: later
+                self._upgrade = (key, command)
+            elif not self._over and self._failure is None:
                 self._upgraded = (key, self._become(key, command))
         finally:
             self._tracer.release()
