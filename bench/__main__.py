@@ -25,6 +25,7 @@ from bench.table import Result, Timing, markdown
 
 HERE = Path(__file__).parent
 SIDES = ("none", "kernel", "userswap")
+ENCRYPTED = "userswap-encrypted"  # only if it is asked for
 RESULTS = """\
 # The kernel's swap file and userswap, side by side
 
@@ -66,11 +67,12 @@ def side(name: str, options: argparse.Namespace) -> Iterator[Command]:
             stack.enter_context(kernel.global_swappiness(options.swappiness))
             group = stack.enter_context(kernel.memory_cgroup(limit, options.swappiness))
             yield lambda command: kernel.enter(group, command)
-        elif name == "userswap":
+        elif name in ("userswap", ENCRYPTED):
             temporary = tempfile.TemporaryDirectory(prefix=kernel.PREFIX, dir=options.directory)
             folder = stack.enter_context(temporary)
             run = [sys.executable, "-m", "userswap", "run", "--ram", str(limit), "--quiet"]
             run += ["--swap", f"{folder}:{swap}", "--stats", f"{folder}/stats.json"]
+            run += ["--encrypt"] if name == ENCRYPTED else []
             yield lambda command: [*run, "--", *command]
         else:
             yield lambda command: command
@@ -105,7 +107,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="memory of the workload (1024)")
     parser.add_argument("--ram", type=int, default=256, metavar="MIB", help="memory that it is given (256)")
     parser.add_argument("--ops", type=int, default=32768, help="random reads, and random writes (32768)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=[*SIDES, ENCRYPTED], default=list(SIDES))
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where the swap lies")
     parser.add_argument("--swappiness", type=int, default=60, help="of the kernel's side (60)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one run may take (600)")

@@ -5,6 +5,8 @@ import dataclasses
 import statistics
 from typing import Any
 
+ORDER = ("none", "kernel", "userswap", "userswap-encrypted")
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -27,7 +29,7 @@ class Result:
 
 def medians(results: list[Result]) -> dict[str, dict[str, Timing]]:
     """Phase to side to the median over the rounds, both in the order in which they first came."""
-    sides = sorted({result.side for result in results}, key=["none", "kernel", "userswap"].index)
+    sides = sorted({result.side for result in results}, key=ORDER.index)
     table: dict[str, dict[str, Timing]] = {}
     for phase in results[0].phases:
         table[phase] = {}
