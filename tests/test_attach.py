@@ -392,3 +392,25 @@ def test_detach_is_refused_where_memory_cannot_hold_all(
     verbs("detach", str(program.pid))
     assert remains(program.pid) == []
     program.end()
+
+
+def test_a_process_at_the_end_of_its_memory(
+    group: Path, started: list[Attachable], programs: Programs, verbs: Verbs
+) -> None:
+    """It has a MiB left, and is given swap: nothing of it is ended, and then it has room. The engine's own
+    memory cannot be swapped by the kernel."""
+    enter = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs")]
+    program = start(started, *enter, programs("loop_verify"), "160")
+    used = int((group / "memory.usage_in_bytes").read_text())
+    assert used > 128 * MIB
+    (group / "memory.limit_in_bytes").write_text(str(used + MIB))
+    verbs("attach", str(program.pid), "--ram", RAM)
+    wait_until(lambda: program.resident() < 96 * MIB, 30, "its memory is under the limit")
+    assert "oom_kill 0" in (group / "memory.oom_control").read_text()
+    (engine,) = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name_of(int(pid)) == ENGINE]
+    locked = next(line for line in Path(f"/proc/{engine}/status").read_text().splitlines() if "VmLck" in line)
+    assert int(locked.split()[1]) > 8 << 10
+    (group / "memory.limit_in_bytes").write_text("-1")
+    verbs("detach", str(program.pid))
+    assert remains(program.pid) == []
+    program.end()

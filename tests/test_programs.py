@@ -32,7 +32,7 @@ def program(name: str) -> str:
     return path
 
 
-@pytest.mark.parametrize(("job", "size"), [("sort", 240), ("cumsum", 200), ("matmul", 128)])
+@pytest.mark.parametrize(("job", "size"), [("sort", 240), ("cumsum", 200), ("matmul", 96)])
 def test_numpy(userswap: Runner, job: str, size: int) -> None:
     userswap.quarter(script("numpy_jobs.py", job, size))
 
@@ -85,7 +85,7 @@ def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path, method:
     here bytes count, not the limit."""
     command = [program("stress-ng"), "--vm", "2", "--vm-bytes", "512M", "--vm-method", method, "--verify"]
     command += ["--vm-madvise", advice] if advice != "random" else []
-    command += ["--timeout", "25", "--temp-path", str(tmp_path)]
+    command += ["--timeout", "15", "--temp-path", str(tmp_path)]
     swapped = userswap(command, 128 * MIB, tolerance=math.inf)
     assert swapped.stats["pages_evicted"] > 100_000, swapped.describe()
     assert b"fail" not in swapped.stderr, swapped.describe()
@@ -93,7 +93,7 @@ def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path, method:
 
 # ---- redis: a server that forks to save while it goes on being written to
 
-KEYS = 60_000
+KEYS = 40_000
 
 
 def value(key: int, generation: int) -> bytes:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from support import HELPER, KEEPER, MIB, PROGRAMS, Live, Programs, Runner, Verbs, engine_of, name_of, tree_of
 
-SECONDS = float(os.environ.get("USERSWAP_SOAK_SECONDS", "40"))
-RAM = 128 * MIB
-PART = 128  # MiB, of each of the four that hold so much
+SECONDS = float(os.environ.get("USERSWAP_SOAK_SECONDS", "20"))
+RAM = 96 * MIB
+PART = 96  # MiB, of each of the four that hold so much
 SAMPLES = 40
 BURSTS = 1.2  # a moment of 110 % was seen once in five runs
 COLUMNS = (

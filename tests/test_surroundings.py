@@ -70,7 +70,7 @@ def fill_up(place: Path) -> None:
 def test_a_disk_that_fills_up(userswap: Runner, programs: Programs, disk: Path, areas: int) -> None:
     """What is written goes elsewhere, where there is an elsewhere; else the program is stopped, which is
     said."""
-    torture = [programs("torture"), "12", "256", "2", "2", "5"]
+    torture = [programs("torture"), "6", "256", "2", "2", "5"]
     environment = {**CHECKED, "USERSWAP_PACK": "0"}
     (disk / "elsewhere").mkdir()
     with file_system(disk, 600) as place:
@@ -93,11 +93,11 @@ def test_a_disk_that_fills_up(userswap: Runner, programs: Programs, disk: Path, 
 @pytest.mark.parametrize("name", [ENGINE, KEEPER, HELPER])
 def test_one_of_ours_is_stopped_for_a_while(userswap: Runner, programs: Programs, name: str) -> None:
     """The program waits, or does not notice. Without engine or keeper nobody holds back what it maps anew."""
-    torture = [programs("torture"), "6", "160", "2", "2", "6"]
+    torture = [programs("torture"), "4", "160", "2", "2", "6"]
     tolerance = TOLERANCE if name == HELPER else float("inf")
     with userswap.start(torture, RAM, env=CHECKED, tolerance=tolerance) as live:
         wait_until(lambda: HELPER in map(name_of, tree_of(live.pid)), 20, "it is entered")
-        for _ in range(6):
+        for _ in range(4):
             stopped = [pid for pid in tree_of(live.pid) if name_of(pid) == name]
             for pid in stopped:
                 with suppress(ProcessLookupError):

@@ -13,7 +13,7 @@ import pytest
 
 from support import MIB, Programs, Runner, tree_of, wait_until
 
-SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "30"))
+SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "21"))
 # (MiB, --ram, threads, processes, seed)
 ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
 # Here bytes count, test_limit.py is about the limit: one run in CI used 117 % for a moment, and nobody has

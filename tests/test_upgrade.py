@@ -127,7 +127,7 @@ def test_at_any_moment(userswap: Runner, programs: Programs, verbs: Verbs, other
     replaced by the new version's own."""
     new = other("second")
     rng = random.Random(time.time_ns())
-    command = [programs("torture"), "20", "160", "4", "2", "1"]
+    command = [programs("torture"), "10", "160", "4", "2", "1"]
     with userswap.start(command, 64 * MIB, env={**CHECKED, **verbs.env}, tolerance=UNBOUNDED) as live:
         wait_until(lambda: bool(verbs.sockets()), 10, "it can be talked to")
         for turn in range(6):

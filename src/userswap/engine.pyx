@@ -88,6 +88,7 @@ from userswap.system cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    sys_lock_memory,
     sys_reserve,
     sys_signal_eventfd,
 )
@@ -156,6 +157,7 @@ cdef class Engine:
         cdef EngineState *engine
         cdef EngineState *old = NULL
         cdef int64_t pages = _limit_pages(ram_limit_bytes)
+        sys_lock_memory()
         if left is not None:
             old = <EngineState *>arena_open(left[0])
             if old == NULL:

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/futex.h>
 #include <linux/kcmp.h>
@@ -124,6 +125,23 @@ static inline void sys_populate_whole(void *at, size_t bytes)
 		sys_populate(at, bytes);
 }
 
+/*
+ * From now on the kernel swaps nothing of this process: whoever waits for it may be who fills the memory. What is only
+ * reserved is not made, but locked once it is. False where that is not allowed without bounds: with some, a later
+ * reservation would fail.
+ */
+static inline int sys_lock_memory(void)
+{
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct capabilities[2] = {{0}};
+	struct rlimit limit = {0, 0};
+
+	getrlimit(RLIMIT_MEMLOCK, &limit);
+	syscall(SYS_capget, &header, capabilities);
+	return (limit.rlim_cur == RLIM_INFINITY || capabilities[0].effective >> CAP_IPC_LOCK & 1) &&
+	       mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0;
+}
+
 /* As sys_reserve, but its memory comes and goes page by page: no huge page is made for a part that is used. */
 static inline void *sys_reserve_pages(size_t bytes)
 {
@@ -137,7 +155,7 @@ static inline void *sys_reserve_pages(size_t bytes)
 /* Gives the memory of such pages back. They read as zeros, if the kernel took it. */
 static inline void sys_drop(void *at, size_t bytes)
 {
-	madvise(at, bytes, MADV_DONTNEED);
+	madvise(at, bytes, 24); /* MADV_DONTNEED_LOCKED, Linux 5.18 */
 }
 
 static inline void sys_release(void *at, size_t bytes)

@@ -129,6 +129,7 @@ cdef extern from "system.h" nogil:
     void sys_reads_start(sys_reads *)
     long sys_reads_finish(sys_reads *)
     bint sys_cpu_to_spare(const sys_reads *)
+    bint sys_lock_memory()
     int sys_random(void *into, size_t bytes)
     long sys_pwrite_all(int, const void *, size_t, uint64_t)
     int sys_discard(int, uint64_t, uint64_t)
