@@ -9,6 +9,12 @@ Reply = bytes | int | None
 BATCH = 256
 
 
+def server_options(folder: Path) -> list[str]:
+    """Of a server of our own: its socket and its files in `folder`, no port, no saving unless told to."""
+    options = ["--port", "0", "--unixsocket", str(folder / "socket"), "--dir", str(folder)]
+    return [*options, "--save", "", "--daemonize", "no", "--logfile", str(folder / "log")]
+
+
 class RedisError(Exception):
     """An error reply."""
 

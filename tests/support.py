@@ -21,6 +21,9 @@ PLUGINS_ENV = {"PYTHONPATH": os.pathsep.join([str(PLUGINS), *filter(None, [os.en
 MIB = 1 << 20
 INTERVAL_MS = 5
 TOLERANCE = 1.05
+# While there is no engine nobody holds back what a program maps anew: the limit holds again when there is
+# one.
+UNBOUNDED = float("inf")
 EXIT_OWN_ERROR = 125
 HELPER = "userswap-helper"
 ENGINE = "userswap-engine"
@@ -130,6 +133,12 @@ def engine_of(front: int) -> int:
     found = [pid for pid in tree_of(front) if name_of(pid) == ENGINE]
     assert len(found) == 1, f"engines below {front}: {found}"
     return found[0]
+
+
+def keeper_of(front: int) -> int:
+    """The keeper's process below the front process."""
+    (keeper,) = [pid for pid in tree_of(front) if name_of(pid) == KEEPER]
+    return keeper
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
@@ -463,6 +472,16 @@ class Runner:
         return native, swapped
 
 
+def end_by_signal(live: Live, name: str) -> Run:
+    """Ends a program of this name that checks its memory for ever: what was wrong it has said by now."""
+    (program,) = [pid for pid in tree_of(live.pid) if name_of(pid) == name[:15]]
+    os.kill(program, signal.SIGTERM)
+    run = live.finish(30)
+    assert run.returncode == 128 + signal.SIGTERM, run.describe()
+    assert b"WRONG" not in run.stderr, run.describe()
+    return run
+
+
 # ---- verbs that talk to a running engine
 
 
@@ -490,6 +509,11 @@ class Verbs:
         out, err = process.communicate(timeout=60)
         assert process.returncode == status, (out, err)
         return err if status else out
+
+    def takeovers(self) -> int:
+        """-1 while no engine answers."""
+        found = json.loads(self("status", "--json"))["engines"]
+        return max((engine["takeovers"] for engine in found), default=-1)
 
     def engine(self) -> dict[str, Any]:
         engines = json.loads(self("status", "--json"))["engines"]

@@ -11,16 +11,14 @@ from pathlib import Path
 import pytest
 
 from support import (
-    ENGINE,
     EXIT_OWN_ERROR,
     MIB,
     PLUGINS_ENV,
     Programs,
-    Run,
     Runner,
     Verbs,
-    name_of,
-    tree_of,
+    end_by_signal,
+    engine_of,
     wait_until,
 )
 from userswap import tests_door as door
@@ -74,11 +72,6 @@ def test_nothing_can_be_read(userswap: Runner, area: Path, encrypted: bool, pack
     assert found == 0 if encrypted else found > 1000, found
 
 
-def end_by_signal(live_run: Run) -> None:
-    assert live_run.returncode == 128 + signal.SIGTERM, live_run.describe()
-    assert live_run.stderr == b"", live_run.describe()
-
-
 def test_areas_come_and_go_and_engines_too(
     userswap: Runner, programs: Programs, verbs: Verbs, disk: Path, tmp_path: Path
 ) -> None:
@@ -92,16 +85,13 @@ def test_areas_come_and_go_and_engines_too(
         live.wait_for_line("ready", 60)
         verbs("swapon", f"folder://{disk}/second:400M")
         verbs("swapoff", f"{disk}/first")
-        (engine,) = [pid for pid in tree_of(live.pid) if name_of(pid) == ENGINE]
-        os.kill(engine, signal.SIGKILL)
-        wait_until(lambda: '"takeovers": 1' in verbs("status", "--json"), 10, "another engine has taken over")
+        os.kill(engine_of(live.pid), signal.SIGKILL)
+        wait_until(lambda: verbs.takeovers() == 1, 10, "another engine has taken over")
         verbs("upgrade")
         verbs("swapon", f"{disk}/third:400M")
         verbs("swapoff", f"folder://{disk}/second")
-        (program,) = [pid for pid in tree_of(live.pid) if name_of(pid).startswith("loop_verify")]
-        os.kill(program, signal.SIGTERM)
-        run = live.finish(30)
-    end_by_signal(run)
+        run = end_by_signal(live, "loop_verify-gcc")
+    assert run.stderr == b"", run.describe()
     assert run.stats["takeovers"] == 2
 
 

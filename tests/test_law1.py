@@ -18,11 +18,11 @@ import pytest
 from support import (
     ENGINE,
     EXIT_OWN_ERROR,
-    KEEPER,
     MIB,
     Programs,
     Runner,
     engine_of,
+    keeper_of,
     name_of,
     tree_of,
     wait_until,
@@ -141,7 +141,7 @@ def test_keeper_killed_while_the_program_fills(userswap: Runner, programs: Progr
         wait_until(lambda: ENGINE in map(name_of, tree_of(live.pid)), 30, "there is an engine")
         engine = engine_of(live.pid)
         wait_until(lambda: has_written(engine), 30, "something is swapped")
-        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
+        keeper = keeper_of(live.pid)
         os.kill(keeper, signal.SIGKILL)
         run = live.finish(30)
     assert run.returncode == EXIT_OWN_ERROR, run.describe()

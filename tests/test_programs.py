@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from redis_client import Redis
+from redis_client import Redis, server_options
 from support import MIB, PROGRAMS, Live, Programs, Runner, wait_until
 
 STATIC = ("-static",)
@@ -113,17 +113,7 @@ def redis_folder() -> Iterator[Path]:
 
 
 def redis_command(folder: Path) -> list[str]:
-    """A server of our own: its socket and its files in `folder`, no port, no saving unless told to."""
-    command = [
-        program("redis-server"),
-        "--port",
-        "0",
-        "--unixsocket",
-        str(folder / "socket"),
-        "--dir",
-        str(folder),
-    ]
-    return [*command, "--save", "", "--daemonize", "no", "--logfile", str(folder / "log")]
+    return [program("redis-server"), *server_options(folder)]
 
 
 def connect(live: Live, folder: Path) -> Redis:

@@ -11,7 +11,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from support import HELPER, KEEPER, MIB, PROGRAMS, Live, Programs, Runner, Verbs, engine_of, name_of, tree_of
+from support import (
+    HELPER,
+    MIB,
+    PROGRAMS,
+    Live,
+    Programs,
+    Runner,
+    Verbs,
+    engine_of,
+    keeper_of,
+    name_of,
+    tree_of,
+)
 
 SECONDS = float(os.environ.get("USERSWAP_SOAK_SECONDS", "20"))
 RAM = 96 * MIB
@@ -43,14 +55,13 @@ def sample(live: Live, verbs: Verbs) -> dict[str, int]:
     engine = engine_of(live.pid)
     counts = verbs.engine()
     names = {pid: name_of(pid) for pid in tree_of(live.pid)}
-    (keeper,) = [pid for pid, name in names.items() if name == KEEPER]
     return {
         "resident": counts["resident_bytes"],
         "swap": counts["swap_bytes"],
         "entries": counts["entries"],
         "blocks": counts["blocks"],
         "engine's": own_bytes(engine) - counts["packed_resident_bytes"],
-        "descriptors": len(os.listdir(f"/proc/{keeper}/fd")),
+        "descriptors": len(os.listdir(f"/proc/{keeper_of(live.pid)}/fd")),
         "helpers": list(names.values()).count(HELPER),
         "processes": len(names),
         "threads": len(os.listdir(f"/proc/{engine}/task")),

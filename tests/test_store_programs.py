@@ -16,7 +16,6 @@ import pytest
 from support import (
     ENGINE,
     EXIT_OWN_ERROR,
-    KEEPER,
     MIB,
     PLUGINS,
     PLUGINS_ENV,
@@ -25,6 +24,7 @@ from support import (
     Runner,
     Verbs,
     engine_of,
+    keeper_of,
     name_of,
     stat_of,
     tree_of,
@@ -202,7 +202,7 @@ def test_the_end_of_a_program_does_not_wait_for_a_store_that_stalls(
 ) -> None:
     with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk) as live:
         Stall(disk, verb).wait()
-        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
+        keeper = keeper_of(live.pid)
         (program,) = [pid for pid in tree_of(live.pid) if name_of(pid).startswith("reread")]
         os.kill(program, signal.SIGTERM)
         wait_until(lambda: stat_of(keeper) is None, 30, "the keeper has ended")
@@ -244,7 +244,7 @@ def test_the_end_of_a_program_does_not_wait_for_a_swapoff_that_stalls(
 def test_a_keeper_that_is_killed_leaves_no_store(userswap: Runner, programs: Programs, disk: Path) -> None:
     with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk) as live:
         Stall(disk, "read").wait()
-        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
+        keeper = keeper_of(live.pid)
         os.kill(keeper, signal.SIGKILL)
         lines = stopped(live, rb"its keeper died \(signal 9\): .*")
     assert len(lines) == 1, lines

@@ -20,6 +20,7 @@ from support import (
     HELPER,
     KEEPER,
     MIB,
+    UNBOUNDED,
     Programs,
     Runner,
     name_of,
@@ -94,7 +95,7 @@ def test_a_disk_that_fills_up(userswap: Runner, programs: Programs, disk: Path, 
 def test_one_of_ours_is_stopped_for_a_while(userswap: Runner, programs: Programs, name: str) -> None:
     """The program waits, or does not notice. Without engine or keeper nobody holds back what it maps anew."""
     torture = [programs("torture"), "4", "160", "2", "2", "6"]
-    tolerance = TOLERANCE if name == HELPER else float("inf")
+    tolerance = TOLERANCE if name == HELPER else UNBOUNDED
     with userswap.start(torture, RAM, env=CHECKED, tolerance=tolerance) as live:
         wait_until(lambda: HELPER in map(name_of, tree_of(live.pid)), 20, "it is entered")
         for _ in range(4):

@@ -22,14 +22,15 @@ from support import (
     ENGINE,
     EXIT_OWN_ERROR,
     HELPER,
-    KEEPER,
     MIB,
     PLUGINS_ENV,
+    UNBOUNDED,
     Live,
     Programs,
-    Run,
     Runner,
     Verbs,
+    end_by_signal,
+    keeper_of,
     name_of,
     stat_of,
     tree_of,
@@ -42,10 +43,6 @@ KILLS = int(os.environ.get("USERSWAP_KILLS", "60"))  # in all
 SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "2"))  # at each point
 ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
 CHECKED = {"USERSWAP_CHECK": "1"}
-# While there is no engine nobody holds back what a program maps anew: the limit holds again when there is
-# one.
-UNBOUNDED = float("inf")
-
 # Where sys_crash_point is. Those of a fork, of a move and of taking over come by once or more for each
 # engine: it has to get beyond them.
 POINTS = sorted(
@@ -100,17 +97,8 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def descriptors_of_keeper(live: Live) -> int:
-    (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
+    keeper = keeper_of(live.pid)
     return len(os.listdir(f"/proc/{keeper}/fd"))
-
-
-def end_by_signal(live: Live, name: str) -> Run:
-    (program,) = [pid for pid in tree_of(live.pid) if name_of(pid) == name[:15]]
-    os.kill(program, signal.SIGTERM)
-    run = live.finish(30)
-    assert run.returncode == 128 + signal.SIGTERM, run.describe()
-    assert b"WRONG" not in run.stderr, run.describe()
-    return run
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -143,7 +131,7 @@ def test_engine_and_keeper_killed_stop_the_program(userswap: Runner, programs: P
     """It never reads zeros instead."""
     with userswap.start([programs("loop_verify"), "160"], RAM) as live:
         live.wait_for_line("ready", 60)
-        (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
+        keeper = keeper_of(live.pid)
         kill(keeper)
         kill(working_engine(live))
         run = live.finish(30)
@@ -318,13 +306,6 @@ def test_a_swapoff_begins_anew(
         assert run.stats["takeovers"] > 1, run.describe()
 
 
-def takeovers(verbs: Verbs) -> int:
-    """-1 while there is no engine."""
-    return max(
-        (engine["takeovers"] for engine in json.loads(verbs("status", "--json"))["engines"]), default=-1
-    )
-
-
 def test_a_detach_is_not_finished(programs: Programs, verbs: Verbs, crashing: dict[str, str]) -> None:
     """The next engine attaches to the process again, and its memory is as it was."""
     verbs.env.update({**crashing, **CHECKED, "USERSWAP_CRASH": "detach-unregistered:1"})
@@ -338,7 +319,7 @@ def test_a_detach_is_not_finished(programs: Programs, verbs: Verbs, crashing: di
         for deaths in range(1, 4):
             wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 20, "it is swapped")
             verbs.start("detach", str(program.pid)).communicate(timeout=60)
-            wait_until(lambda: takeovers(verbs) >= deaths, 20, "there is another one")  # noqa: B023
+            wait_until(lambda: verbs.takeovers() >= deaths, 20, "there is another one")  # noqa: B023
         program.terminate()
         _, err = program.communicate(timeout=30)
     assert "WRONG" not in err

@@ -2,7 +2,6 @@
 """Another version of userswap goes on with what runs, or refuses before it touches anything. The other
 version is a copy of this one."""
 
-import json
 import os
 import random
 import shutil
@@ -18,15 +17,17 @@ import userswap as package
 from support import (
     EXIT_OWN_ERROR,
     HELPER,
-    KEEPER,
     MIB,
     PLUGINS_ENV,
+    UNBOUNDED,
     Live,
     Programs,
     Run,
     Runner,
     Verbs,
+    end_by_signal,
     engine_of,
+    keeper_of,
     name_of,
     stat_of,
     tree_of,
@@ -38,7 +39,6 @@ from userswap.errors import UserswapError
 
 RAM = 96 * MIB
 CHECKED = {"USERSWAP_CHECK": "1"}
-UNBOUNDED = float("inf")  # nobody holds back what is mapped anew while there is no engine
 Other = Callable[..., Verbs]
 
 
@@ -73,22 +73,8 @@ def version_of(pid: int) -> str:
     return found
 
 
-def keeper_of(live: Live) -> int:
-    (keeper,) = [pid for pid in tree_of(live.pid) if name_of(pid) == KEEPER]
-    return keeper
-
-
-def takeovers(verbs: Verbs) -> int:
-    """-1 while no engine answers."""
-    found = json.loads(verbs("status", "--json"))["engines"]
-    return max((engine["takeovers"] for engine in found), default=-1)
-
-
-def end_by_signal(live: Live) -> Run:
-    (program,) = [pid for pid in tree_of(live.pid) if name_of(pid).startswith("loop_verify")]
-    os.kill(program, signal.SIGTERM)
-    run = live.finish(30)
-    assert run.returncode == 128 + signal.SIGTERM, run.describe()
+def end_quietly(live: Live) -> Run:
+    run = end_by_signal(live, "loop_verify-gcc")
     assert run.stderr == b"", run.describe()
     return run
 
@@ -103,13 +89,13 @@ def test_another_version_goes_on(
     with userswap.start([programs("loop_verify"), "160"], RAM, swap=swap, env=environment) as live:
         live.wait_for_line("ready", 60)
         verbs("limit", "94M")
-        keeper, before = keeper_of(live), verbs.engine()
+        keeper, before = keeper_of(live.pid), verbs.engine()
         for turn, name in enumerate(["second", "third"]):
             start = time.monotonic()
             other(name)("upgrade")
             print(f"{time.monotonic() - start:.2f} s")
             assert version_of(engine_of(live.pid)) == name
-            assert keeper_of(live) == keeper
+            assert keeper_of(live.pid) == keeper
             after = verbs.engine()
             assert after["takeovers"] == turn + 1
             for field in ("pid", "ram_limit_bytes", "programs"):
@@ -118,7 +104,7 @@ def test_another_version_goes_on(
                 {**area, "used_bytes": 0} for area in before["areas"]
             ]
         verbs("swapoff", f"{tmp_path}/area")
-        run = end_by_signal(live)
+        run = end_quietly(live)
     assert run.stats["pages_in"] > 0
 
 
@@ -135,9 +121,9 @@ def test_at_any_moment(userswap: Runner, programs: Programs, verbs: Verbs, other
             new("upgrade")
             if turn == 3:
                 os.kill(engine_of(live.pid), signal.SIGKILL)
-                wait_until(lambda: takeovers(verbs) == 5, 10, "another one has taken over")
+                wait_until(lambda: verbs.takeovers() == 5, 10, "another one has taken over")
                 assert version_of(engine_of(live.pid)) == "second"
-        opened = len(list(Path(f"/proc/{keeper_of(live)}/fd").iterdir()))
+        opened = len(list(Path(f"/proc/{keeper_of(live.pid)}/fd").iterdir()))
         run = live.finish(120)
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.stats["takeovers"] == 7, run.describe()
@@ -183,7 +169,7 @@ def test_what_cannot_go_on_touches_nothing(
         assert started is not None
         assert engine_of(live.pid) == engine
         assert verbs.engine()["takeovers"] == 0
-        end_by_signal(live)
+        end_quietly(live)
 
 
 def test_one_that_cannot_be_executed(userswap: Runner, programs: Programs, verbs: Verbs) -> None:
@@ -195,7 +181,7 @@ def test_one_that_cannot_be_executed(userswap: Runner, programs: Programs, verbs
         connection = Connection(str(path))
         words = {"key": "key", "identity": handover.identity()}
         connection.ask("upgrade", command=["/nothing/here"], **words)
-        wait_until(lambda: stat_of(engine) is None and takeovers(verbs) == 1, 10, "it is replaced")
+        wait_until(lambda: stat_of(engine) is None and verbs.takeovers() == 1, 10, "it is replaced")
         connection.again()
         with pytest.raises(UserswapError, match=r"it goes on as it was: /nothing/here: No such file"):
             connection.ask("upgrade-state", key="key")
@@ -205,7 +191,7 @@ def test_one_that_cannot_be_executed(userswap: Runner, programs: Programs, verbs
             with pytest.raises(UserswapError, match=r"command|key"):
                 connection.ask("upgrade", **{**words, "command": ["/nothing/here"], **wrong})
         connection.close()
-        run = end_by_signal(live)
+        run = end_quietly(live)
     assert run.stats["takeovers"] == 1
 
 

@@ -56,11 +56,7 @@ def attach(request: Request) -> int:
     options.leave_out = tuple(pid for pid in below if pid in served or not request.with_children)
     options.attach = (request.pid, *(pid for pid in below if pid not in options.leave_out))
     front_end, keeper_end = channel_pair()
-    try:
-        pid = launch.fork()
-    except UserswapError:
-        areas.abandon_areas(opened)
-        raise
+    pid = keeper.fork_keeper(opened)
     if pid == 0:
         front_end.close()
         inherited.detach()

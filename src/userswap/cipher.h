@@ -26,10 +26,11 @@ static struct cipher_library cipher;
 /* Whether AES-256-XTS is there. To be called before the others, by one thread. */
 static inline int cipher_load(void)
 {
-	void *library = dlopen("libcrypto.so.3", RTLD_NOW | RTLD_LOCAL);
+	void *library;
 
 	if (cipher.xts)
 		return 1;
+	library = dlopen("libcrypto.so.3", RTLD_NOW | RTLD_LOCAL);
 	if (!library)
 		return 0;
 	*(void **)&cipher.fetch = dlsym(library, "EVP_CIPHER_fetch");

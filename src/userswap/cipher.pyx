@@ -21,7 +21,6 @@ from userswap.system cimport (
     pthread_mutex_trylock,
     pthread_mutex_unlock,
     sys_random,
-    sys_reads,
     sys_release,
     sys_reserve,
 )
@@ -78,15 +77,6 @@ cdef int _read(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_
     return 0 if _cipher(store, False, slot, at, into, into, length) else -EIO
 
 
-cdef int _read_later(Store *store, sys_reads *reads, uint32_t slot, uint64_t at, uint64_t length,
-                     uint8_t *into) noexcept nogil:
-    return store.plain.read_later(store, reads, slot, at, length, into)
-
-
-cdef int _discard(Store *store, uint32_t slot) noexcept nogil:
-    return store.plain.discard(store, slot)
-
-
 cdef void cipher_take(Store *store, uint32_t slot, uint64_t at, uint64_t length, uint8_t *into) noexcept nogil:
     """What read_later has brought, as it was written. What cannot be made that is zeros, which no checksum takes for
     it."""
@@ -95,7 +85,8 @@ cdef void cipher_take(Store *store, uint32_t slot, uint64_t at, uint64_t length,
 
 
 cdef int cipher_wrap(Store *store, const uint8_t *key, uint64_t medium) noexcept nogil:
-    """From now on the medium gets nothing else. Returns 0 or -errno; cipher_unwrap cleans up in both cases."""
+    """From now on the medium gets nothing else; what read_later brings is for cipher_take. Returns 0 or -errno;
+    cipher_unwrap cleans up in both cases."""
     cdef Store *plain = <Store *>calloc(1, sizeof(Store))
     cdef Cipher *cipher = <Cipher *>calloc(1, sizeof(Cipher))
     if plain != NULL:
@@ -112,8 +103,6 @@ cdef int cipher_wrap(Store *store, const uint8_t *key, uint64_t medium) noexcept
     store.medium = medium
     store.write = _write
     store.read = _read
-    store.read_later = _read_later
-    store.discard = _discard
     return 0 if cipher_load() else -ENOENT
 
 

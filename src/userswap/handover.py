@@ -13,11 +13,10 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from userswap import tree
+from userswap import launch, tree
 from userswap.areas import Area
 from userswap.channel import Channel
 from userswap.engine_process import Options
@@ -34,18 +33,13 @@ if TYPE_CHECKING:
 # Of the state below, and of what keeper, front process and stores say to each other.
 FORMAT = 1
 
-# The same modules as ours, wherever we found them.
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv.pop(1).split(':'); "
-    "from userswap.handover import main; main(sys.argv[1:])"
-)
 TRY = "try"
 
 
 def command() -> list[str]:
     """What a keeper has to become, to be of this version. It wants one argument more: the descriptor of the
     state, or TRY."""
-    return [sys.executable, "-P", "-c", _BOOT, ":".join(sys.path)]
+    return launch.python(__name__)
 
 
 def identity() -> dict[str, object]:
@@ -91,31 +85,22 @@ def describe_channel(channel: Channel | None) -> "State | None":
 
 
 def describe_area(area: Area) -> "State":
-    kept = (
-        "created_path",
-        "fd",
-        "frees",
-        "identity",
-        "kind",
-        "memory",
-        "name",
-        "named",
-        "path",
-        "size_bytes",
-    )
-    state = {name: getattr(area, name) for name in kept}
-    return {**state, "process": None if area.process is None else _describe_store(area.process)}
+    return _fields(area, process=None if area.process is None else _describe_store(area.process))
 
 
 def _describe_store(store: StoreProcess) -> "State":
-    kept = ("what", "name", "text", "size_bytes", "pid", "ending", "over", "memory")
-    state = {name: getattr(store, name) for name in kept}
     data = None if store.data is None else store.data.fileno()
-    return {**state, "data": data, "channel": describe_channel(store.channel)}
+    return _fields(store, data=data, channel=describe_channel(store.channel))
 
 
 def describe_options(options: Options) -> "State":
-    return {name: getattr(options, name) for name in Options.__slots__}
+    return _fields(options)
+
+
+def _fields(thing: Area | StoreProcess | Options, **instead: object) -> "State":
+    """All that it consists of, but for what JSON cannot say."""
+    kept = {name: getattr(thing, name) for name in thing.__slots__ if name not in instead}
+    return {**kept, **instead}
 
 
 # ---- the version that comes
@@ -128,28 +113,28 @@ def channel_of(state: "Mapping[str, Any] | None") -> Channel | None:
 
 
 def area_of(state: "Mapping[str, Any]") -> Area:
-    area = Area(state["name"], state["kind"], state["fd"], tuple(state["identity"]))
-    for name in ("created_path", "frees", "memory", "named", "path", "size_bytes"):
-        setattr(area, name, state[name])
-    area.process = None if state["process"] is None else _store_of(state["process"])
+    area = Area("", "", -1, ())
+    process = None if state["process"] is None else _store_of(state["process"])
+    _set_fields(area, state, process=process, identity=tuple(state["identity"]))
     return area
 
 
 def _store_of(state: "Mapping[str, Any]") -> StoreProcess:
-    store = StoreProcess(state["what"], state["name"], state["text"], state["size_bytes"])
-    for name in ("pid", "ending", "over", "memory"):
-        setattr(store, name, state[name])
-    store.data = None if state["data"] is None else socket.socket(fileno=state["data"])
-    store.channel = channel_of(state["channel"])
+    store = StoreProcess("", "", "", 0)
+    data = None if state["data"] is None else socket.socket(fileno=state["data"])
+    _set_fields(store, state, data=data, channel=channel_of(state["channel"]))
     return store
 
 
 def options_of(state: "Mapping[str, Any]") -> Options:
-    words = ("ram_limit_bytes", "stats_path", "quiet", "entry_bits", "encrypt")
-    options = Options(**{name: state[name] for name in words})
-    options.attaches = state["attaches"]
-    options.attach, options.leave_out = tuple(state["attach"]), tuple(state["leave_out"])
+    options = Options(0, None, False, 0, False)
+    _set_fields(options, state, attach=tuple(state["attach"]), leave_out=tuple(state["leave_out"]))
     return options
+
+
+def _set_fields(thing: object, state: "Mapping[str, Any]", **instead: object) -> None:
+    for name, value in {**state, **instead}.items():
+        setattr(thing, name, value)
 
 
 def main(words: list[str]) -> None:

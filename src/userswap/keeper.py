@@ -55,6 +55,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def fork_keeper(areas: Sequence[Area]) -> int:
+    """As os.fork(). Raises UserswapError, with nothing left of the areas that were opened for it."""
+    try:
+        return os.fork()
+    except OSError as error:
+        abandon_areas(areas)
+        raise UserswapError(launch.NO_PROCESS) from error
+
+
 class Keeper:
     """Runs in the keeper's process, its signals blocked, until the last process of the tree has ended."""
 

@@ -10,9 +10,10 @@ import errno
 import os
 import resource
 import signal
+import sys
 
 from userswap import libc
-from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR, UserswapError
+from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
 
 NO_PROCESS = "no more processes or threads can be made here (ulimit -u, a pids control group)"
 
@@ -53,12 +54,13 @@ class Inherited:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def fork() -> int:
-    """As os.fork(). Raises UserswapError."""
-    try:
-        return os.fork()
-    except OSError as error:
-        raise UserswapError(NO_PROCESS) from error
+def python(module: str) -> list[str]:
+    """A command that calls main() of a module of ours with the arguments that follow: by the same
+    interpreter, and with the same modules and entry points as ours, wherever we found them."""
+    boot = (
+        f"import sys; sys.path[:] = sys.argv.pop(1).split(':'); from {module} import main; main(sys.argv[1:])"
+    )
+    return [sys.executable or "/proc/self/exe", "-P", "-c", boot, ":".join(sys.path)]
 
 
 class Failure(Exception):

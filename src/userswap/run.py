@@ -6,7 +6,7 @@ import os
 from userswap import areas, doctor, front, keeper, launch, libc, statistics
 from userswap.channel import Channel, channel_pair
 from userswap.engine_process import Options
-from userswap.errors import EXIT_OWN_ERROR, UserswapError
+from userswap.errors import EXIT_OWN_ERROR
 from userswap.ram import parse_ram
 
 
@@ -46,11 +46,7 @@ def run(request: Request) -> int:
     libc.become_subreaper()
     options = Options(ram_limit_bytes, stats_path, request.quiet, request.entry_bits, request.encrypt)
     front_end, keeper_end = channel_pair()
-    try:
-        pid = launch.fork()
-    except UserswapError:
-        areas.abandon_areas(opened)
-        raise
+    pid = keeper.fork_keeper(opened)
     if pid == 0:
         front_end.close()
         _keep(keeper_end, opened, options, inherited, request.command)

@@ -24,7 +24,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 from contextlib import suppress
 
 from userswap import background, launch, libc
@@ -53,12 +52,6 @@ _WRITE, _READ, _DISCARD = range(3)
 _VERBS = ("write", "read", "discard")
 _MOST_TOLD = 16
 _LONGEST_TEXT = 400  # bytes, of a message of the channel
-
-# The same modules and entry points as ours, wherever we found them.
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv.pop(1).split(':'); "
-    "from userswap.store_process import main; main(sys.argv[1:])"
-)
 
 
 class StoreProcess:
@@ -190,11 +183,10 @@ class StoreProcess:
 def _spawn(channel: Channel, words: list[str]) -> int:
     """A new interpreter, with nothing of ours but the channel and standard error."""
     os.set_inheritable(channel.fileno(), True)
-    python = sys.executable or "/proc/self/exe"
-    command = [python, "-P", "-c", _BOOT, ":".join(sys.path), str(channel.fileno()), str(os.getpid()), *words]
+    command = [*launch.python(__name__), str(channel.fileno()), str(os.getpid()), *words]
     nothing = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
     return os.posix_spawn(
-        python, command, os.environ, file_actions=nothing,
+        command[0], command, os.environ, file_actions=nothing,
         setsid=True, setsigmask=(), setsigdef=launch.FORWARDED | {signal.SIGCHLD},
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent))
-from redis_client import Redis
+from redis_client import Redis, server_options
 
 HERE = Path(__file__).parent
 SHORT = "i=0; while [ $i -lt 100 ]; do /bin/true || exit 1; i=$((i + 1)); done; echo $i"
@@ -82,9 +82,7 @@ class Soak:
 
     def _redis(self) -> None:
         path = self._folder / "socket"
-        command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--dir", str(self._folder)]
-        command += ["--save", "", "--daemonize", "no", "--logfile", str(self._folder / "log")]
-        with subprocess.Popen(command) as server:
+        with subprocess.Popen(["redis-server", *server_options(self._folder)]) as server:
             try:
                 self._serve(path)
             finally:
