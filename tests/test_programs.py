@@ -93,7 +93,7 @@ def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path, method:
 
 # ---- redis: a server that forks to save while it goes on being written to
 
-KEYS = 40_000
+KEYS = 60_000
 
 
 def value(key: int, generation: int) -> bytes:
