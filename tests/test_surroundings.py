@@ -21,8 +21,10 @@ from support import (
     KEEPER,
     MIB,
     UNBOUNDED,
+    Live,
     Programs,
     Runner,
+    end_by_signal,
     name_of,
     tree_of,
     wait_until,
@@ -91,25 +93,39 @@ def test_a_disk_that_fills_up(userswap: Runner, programs: Programs, disk: Path, 
 # ---- processes of ours that are stopped
 
 
+def stop_and_continue(live: Live, name: str) -> None:
+    """All of this name, again and again."""
+    for _ in range(4):
+        stopped = [pid for pid in tree_of(live.pid) if name_of(pid) == name]
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.4)  # how long they are stopped
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        time.sleep(0.1)  # ... and not
+
+
 @pytest.mark.parametrize("name", [ENGINE, KEEPER, HELPER])
 def test_one_of_ours_is_stopped_for_a_while(userswap: Runner, programs: Programs, name: str) -> None:
-    """The program waits, or does not notice. Without engine or keeper nobody holds back what it maps anew."""
+    """The program waits, or does not notice. Meanwhile nobody holds back what it maps anew."""
     torture = [programs("torture"), "4", "160", "2", "2", "6"]
-    tolerance = TOLERANCE if name == HELPER else UNBOUNDED
-    with userswap.start(torture, RAM, env=CHECKED, tolerance=tolerance) as live:
+    with userswap.start(torture, RAM, env=CHECKED, tolerance=UNBOUNDED) as live:
         wait_until(lambda: HELPER in map(name_of, tree_of(live.pid)), 20, "it is entered")
-        for _ in range(4):
-            stopped = [pid for pid in tree_of(live.pid) if name_of(pid) == name]
-            for pid in stopped:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.4)  # how long they are stopped
-            for pid in stopped:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-            time.sleep(0.1)  # ... and not
+        stop_and_continue(live, name)
         run = live.finish(120)
     assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["takeovers"] == 0
+
+
+@pytest.mark.parametrize("name", [ENGINE, KEEPER, HELPER])
+def test_the_limit_holds_meanwhile(userswap: Runner, programs: Programs, name: str) -> None:
+    """For all that was mapped before."""
+    with userswap.start([programs("loop_verify"), "160"], RAM, env=CHECKED) as live:
+        live.wait_for_line("ready", 60)
+        stop_and_continue(live, name)
+        run = end_by_signal(live, "loop_verify-gcc")
     assert run.stats["takeovers"] == 0
 
 
