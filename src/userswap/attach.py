@@ -43,6 +43,7 @@ def attach(request: Request) -> int:
     nothing left behind."""
     inherited = launch.Inherited()
     doctor.refuse_unfit_machine()
+    doctor.refuse_untold_forks()
     if request.encrypt:
         doctor.refuse_without_encryption()
     served = served_processes()

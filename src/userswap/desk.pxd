@@ -4,7 +4,10 @@ came of it.
 
 One page of memory that both have mapped at the same address. One request is under way at a time: the engine owns the
 desk while asked == answered, the tracer owns it otherwise. What the tracer has opened is open in the engine as well.
-An engine that died may have left a request; what came of that its successor finds."""
+An engine that died may have left a request; what came of that its successor finds.
+
+The other way round, where the kernel does not tell of forks: the tracer, which catches them, says to the engine what is
+about to happen, and what has (Births). It does not matter which engine answers: a request stays until one has."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from posix.types cimport pid_t
@@ -15,6 +18,25 @@ cdef enum:
     DESK_BYTES = 4096
     DESK_MAKE = 0
     DESK_REMOVE = 1
+
+    # What the tracer says.
+    BIRTH_COMES = 0         # a process is about to fork: what it has stays as it is until one of the others is said.
+                            # 0; -ESRCH: nothing of it is ours; -EAGAIN: a page of `places` is to be touched first
+    BIRTH_IS = 1            # it has, and there is a helper in its child. 0 or -errno
+    BIRTH_IS_NOT = 2        # it has not
+    PLACES_MAX = 8
+
+cdef struct Births:
+    bint caught             # forks are
+    uint32_t asked          # futex; counted up by the tracer
+    uint32_t answered       # futex; set by the engine to what `asked` was
+    uint32_t what
+    pid_t parent
+    pid_t child
+    Helper helper           # in the child
+    uint64_t places[8]      # PLACES_MAX; pages of either that the kernel writes to itself, amid the fork
+    uint32_t place_count
+    int result
 
 cdef struct Desk:
     uint32_t asked          # futex; counted up by the engine
@@ -30,6 +52,7 @@ cdef struct Desk:
     Helper helper
     # DESK_REMOVE, as for helper_remove.
     Helper removed
+    Births births
 
 cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uint64_t features, uint64_t staging_length,
                    Helper *helper) noexcept nogil
@@ -41,3 +64,6 @@ cdef void desk_taken(Desk *desk) noexcept nogil
 cdef void desk_discard(Desk *desk) noexcept nogil
 cdef bint desk_next(Desk *desk) noexcept nogil
 cdef void desk_answer(Desk *desk, int result) noexcept nogil
+cdef bint births_next(Births *births, uint64_t us) noexcept nogil
+cdef void births_answer(Births *births, int result) noexcept nogil
+cdef int births_tell(Births *births, uint32_t what) noexcept nogil

@@ -99,3 +99,33 @@ cdef void desk_answer(Desk *desk, int result) noexcept nogil:
     desk.result = result
     store_u32(&desk.answered, load_u32(&desk.asked))
     sys_shared_wake(&desk.answered)
+
+
+# ---- the other way round
+
+cdef int births_tell(Births *births, uint32_t what) noexcept nogil:
+    """The tracer's: what an engine, this one or the next, answers."""
+    cdef uint32_t number = load_u32(&births.asked) + 1
+    cdef uint32_t answered
+    births.what = what
+    store_u32(&births.asked, number)
+    sys_shared_wake(&births.asked)
+    while True:
+        answered = load_u32(&births.answered)
+        if answered == number:
+            return births.result
+        sys_shared_wait(&births.answered, answered, FOR_EVER_US)
+
+
+cdef bint births_next(Births *births, uint64_t us) noexcept nogil:
+    """The engine's: waits for what the tracer says, so long. False if it said nothing."""
+    cdef uint32_t answered = load_u32(&births.answered)
+    if load_u32(&births.asked) == answered:
+        sys_shared_wait(&births.asked, answered, us)
+    return load_u32(&births.asked) != answered
+
+
+cdef void births_answer(Births *births, int result) noexcept nogil:
+    births.result = result
+    store_u32(&births.answered, load_u32(&births.asked))
+    sys_shared_wake(&births.answered)

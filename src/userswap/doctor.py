@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What this machine and user can do. `userswap doctor` prints every check; `run` refuses on the same ones."""
 
+import errno
 import fcntl
 import os
 import struct
@@ -85,18 +86,53 @@ def check_move() -> Check:
     )  # fmt: skip
 
 
-def check_fork_cover() -> Check:
-    capable = has_capability(CAP_SYS_PTRACE)
-    if capable and userfaultfd_features(UFFD_FEATURE_EVENT_FORK) is not None:
-        return Check("CAP_SYS_PTRACE", OK, "held")
-    found = "held in this user namespace only" if capable else "not held"
+CAPABILITY = (
+    "run as root; in a container add --cap-add SYS_PTRACE; or as root, for one user:\n"
+    "setpriv --reuid USER --regid USER --init-groups \\\n"
+    "  --inh-caps +sys_ptrace --ambient-caps +sys_ptrace userswap run ..."
+)
+
+
+def forks_are_told() -> bool:
+    """Whether the kernel tells the engine of forks. Else they have to be caught (catch.pyx)."""
+    return has_capability(CAP_SYS_PTRACE) and userfaultfd_features(UFFD_FEATURE_EVENT_FORK) is not None
+
+
+def check_forks() -> Check:
+    """Who is told of the forks of a program, whose children would read zeros else where its memory was swapped."""
+    if forks_are_told():
+        return Check("forks", OK, "CAP_SYS_PTRACE is held")
+    held = has_capability(CAP_SYS_PTRACE)
+    found = f"CAP_SYS_PTRACE is {'held in this user namespace only' if held else 'not held'}"
+    error = _try_to_watch_forks()
+    if error:
+        return Check(
+            "forks", FAIL, f"{found}, and a filter of seccomp cannot be used: {os.strerror(error)}",
+            "the child of a fork would read zeros where its parent's memory was swapped", CAPABILITY,
+        )  # fmt: skip
     return Check(
-        "CAP_SYS_PTRACE", FAIL, found,
-        "the child of a fork would read zeros where its parent's memory was swapped",
-        "run as root; in a container add --cap-add SYS_PTRACE; or as root, for one user:\n"
-        "setpriv --reuid USER --regid USER --init-groups \\\n"
-        "  --inh-caps +sys_ptrace --ambient-caps +sys_ptrace userswap run ...",
+        "forks", LESS, found,
+        "each fork takes a few milliseconds more, set-user-ID programs stay without their rights, and attach\n"
+        "does not work",
+        CAPABILITY,
     )  # fmt: skip
+
+
+def _try_to_watch_forks() -> int:
+    """In a child. 0 or an errno."""
+    from userswap.tracer import watch_forks
+
+    pid = os.fork()
+    if pid == 0:
+        status = errno.EPERM
+        try:
+            watch_forks()
+            status = 0
+        except OSError as error:
+            status = error.errno or errno.EPERM
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def check_ptrace_scope(path: str = "/proc/sys/kernel/yama/ptrace_scope") -> Check:
@@ -228,7 +264,7 @@ NEEDED: tuple[Callable[[], Check], ...] = (
     check_machine,
     check_userfaultfd,
     check_move,
-    check_fork_cover,
+    check_forks,
     check_ptrace_scope,
     check_pagemap_scan,
     check_procmap_query,
@@ -254,6 +290,14 @@ def refuse_unfit_machine() -> None:
             )
 
 
+def refuse_untold_forks() -> None:
+    """Raise UserswapError if nothing can be attached to."""
+    if not forks_are_told():
+        raise UserswapError(
+            "CAP_SYS_PTRACE is not held: forks of what runs already cannot be served (userswap doctor says more)"
+        )
+
+
 def refuse_without_encryption() -> None:
     """Raise UserswapError if `--encrypt` does not work here."""
     check = check_encryption()
@@ -268,8 +312,8 @@ def doctor() -> int:
     for check in checks:
         print(f"{check.state:<4}  {check.name:<{width}}  {check.found}")
         margin = " " * (width + 8)
-        if check.meaning:
-            print(f"{margin}{check.meaning}")
+        for line in check.meaning.splitlines():
+            print(f"{margin}{line}")
         for number, line in enumerate(check.fix.splitlines()):
             print(f"{margin}{'fix: ' if number == 0 else '     '}{line}")
     failed = [check.name for check in checks if check.state == FAIL]
@@ -325,8 +369,6 @@ def has_capability(number: int) -> bool:
 
 
 def _ioctl_check(name: str, path: str, request: int, size: int, without: str, since: str) -> Check:
-    import errno
-
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

@@ -22,6 +22,7 @@ from userswap.check cimport check_ended
 from userswap.cipher cimport KEY_BYTES, cipher_available, cipher_make_key
 from userswap.desk cimport Desk
 from userswap.detach cimport detach_process
+from userswap.births cimport births_resume, births_start, births_stop
 from userswap.enter cimport enter_start, enter_stop
 from userswap.evict cimport evict_start, evict_stop
 from userswap.fault cimport workers_start, workers_stop
@@ -473,7 +474,8 @@ cdef class Engine:
             buffers_drop_unclaimed()
             with nogil:
                 takeover_begin(engine)
-        if (workers_start(engine) != 0 or evict_start(engine) != 0 or monitor_start(engine) != 0
+                births_resume(engine)
+        if (births_start(engine) != 0 or workers_start(engine) != 0 or evict_start(engine) != 0 or monitor_start(engine) != 0
                 or enter_start(engine) != 0 or sampler_start(engine) != 0):
             raise EngineError("the engine's threads cannot be started")
 
@@ -565,6 +567,7 @@ cdef class Engine:
             evict_stop(engine)
             workers_stop(engine)
             sampler_stop(engine)
+            births_stop(engine)
             enter_stop(engine)
             monitor_stop(engine)
             while True:

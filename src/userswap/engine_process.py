@@ -78,6 +78,7 @@ class Options:
     __slots__ = (
         "attach",
         "attaches",
+        "catches",
         "encrypt",
         "entry_bits",
         "leave_out",
@@ -96,6 +97,7 @@ class Options:
         self.encrypt = encrypt
         self.attaches = False  # to processes that run already; else the keeper starts a program
         self.attach: tuple[int, ...] = ()  # ... these
+        self.catches = False  # the kernel does not tell of forks: they are caught
         self.leave_out: tuple[int, ...] = ()  # children of these that are not meant
 
 

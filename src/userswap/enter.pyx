@@ -68,16 +68,19 @@ cdef enum:
     VERIFY_TRIES = 200
 
 cdef uint64_t FEATURES = (
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP
-    | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE
+    | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE
     | UFFD_FEATURE_THREAD_ID
 )
 
 
 cdef int _make_helper(Engine *engine, pid_t pid, int uffd, Helper *helper) noexcept nogil:
     cdef int result
+    cdef uint64_t features = FEATURES
+    if not engine.desk.births.caught:
+        features |= UFFD_FEATURE_EVENT_FORK
     pthread_mutex_lock(&engine.desk_lock)
-    result = desk_make(engine.desk, &engine.stopping, pid, uffd, FEATURES, STAGING_BYTES, helper)
+    result = desk_make(engine.desk, &engine.stopping, pid, uffd, features, STAGING_BYTES, helper)
     pthread_mutex_unlock(&engine.desk_lock)
     return result
 
@@ -215,9 +218,29 @@ cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id)
     return result
 
 
+cdef bint _is_entered(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil:
+    """Whether it has been: a child of a fork that was caught is, before the monitor knows of it."""
+    cdef uint32_t position = 0
+    cdef Mm *mm
+    cdef bint found = False
+    while not found:
+        mm = mm_next(engine, &position)
+        if mm == NULL:
+            break
+        found = mm.unbound and mm.pid == pid
+        if found:
+            mm.unbound = False
+            mm_id[0] = mm.id
+        mm_put(engine, mm)
+    return found
+
+
 cdef int _enter(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id) noexcept nogil:
     """Makes a helper in the process and takes its memory into care. Returns 0 or -errno."""
-    cdef int result = _enter_forked(engine, pid, parent, mm_id)
+    cdef int result
+    if _is_entered(engine, pid, mm_id):
+        return 0
+    result = _enter_forked(engine, pid, parent, mm_id)
     return _enter_new(engine, pid, mm_id) if result == -EINVAL else result
 
 

@@ -139,24 +139,30 @@ cdef void _forget_absent_values(void *context, uint64_t page, uint32_t *values, 
             mm_forget(all.engine, all.child, page + at, 1)
 
 
-cdef void _forget_unshared(Inheritance *all) noexcept nogil:
-    """What MADV_DONTFORK keeps from the child is not mapped there, unless the advice came after the fork; what
-    MADV_WIPEONFORK does is empty."""
+cdef void _forget_unforked(Inheritance *all) noexcept nogil:
+    """What MADV_DONTFORK keeps from the child is not mapped there, unless the advice came after the fork."""
     cdef uint32_t at
     cdef Range *part
     for at in range(all.parent.unforked.count):
         part = &all.parent.unforked.items[at]
         table_visit(all.child.table, part.start, part.end - part.start, _forget_absent_values, all)
+
+
+cdef void _forget_wiped(Inheritance *all) noexcept nogil:
+    """What MADV_WIPEONFORK does is empty."""
+    cdef uint32_t at
+    cdef Range *part
     for at in range(all.parent.wiped.count):
         part = &all.parent.wiped.items[at]
         mm_forget(all.engine, all.child, part.start, part.end - part.start)
 
 
-cdef Mm *_make_child(Engine *engine, Mm *parent, int uffd, bint mark) noexcept nogil:
+cdef Mm *_make_child(Engine *engine, Mm *parent, int uffd, bint mark, bint told) noexcept nogil:
     """The child of a fork shares the parent's entries by count. NULL without memory.
 
     The helper's own areas are not in the child. With `mark` all that is present in both is marked as shared; the
-    caller is to write-protect it."""
+    caller is to write-protect it. Where the kernel has `told` of the fork it was at a moment that has gone, and the
+    child's memory is registered."""
     cdef Mm *child = mm_make(engine, uffd, 0)
     cdef Inheritance all
     if child == NULL:
@@ -176,9 +182,11 @@ cdef Mm *_make_child(Engine *engine, Mm *parent, int uffd, bint mark) noexcept n
     all.child = child
     all.mark = engine.shared_offset if mark else 0
     table_visit(parent.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _copy_values, &all)
-    if parent.departed != NULL:
+    if told and parent.departed != NULL:
         table_visit(parent.departed, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _give_back_values, &all)
-    _forget_unshared(&all)
+    if told:
+        _forget_unforked(&all)
+    _forget_wiped(&all)
     return child
 
 
@@ -209,7 +217,7 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
         mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
         limit_burst(engine)
     mappings_unshared(engine, mm)
-    child = _make_child(engine, mm, uffd, mark)
+    child = _make_child(engine, mm, uffd, mark, True)
     sys_crash_point(b"fork-made")
     mm.exposed = mm.exposed or not mark
     add_i64(&engine.counters.forks, 1)
@@ -219,6 +227,21 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
     if mm.protect_wanted:       # the one that forked had still to go on from there
         mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
     sys_signal_eventfd(engine.attention)
+
+
+cdef Mm *forks_caught(Engine *engine, Mm *mm, int uffd) noexcept nogil:
+    """The same where the fork was caught (catch.pyx): the child has not run yet, and nothing of what the mm has has
+    changed since. All that is present is marked as shared: the caller write-protects it in the child before that is
+    inserted, and calls forks_caught_done. What the child has not got, since it is not for children, mappings_verify
+    takes back."""
+    mappings_unshared(engine, mm)
+    return _make_child(engine, mm, uffd, True, False)
+
+
+cdef void forks_caught_done(Engine *engine, Mm *mm) noexcept nogil:
+    limit_burst(engine)
+    add_i64(&engine.counters.forks, 1)
+    mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
 
 
 cdef void _mark_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     State = dict[str, Any]
 
 # Of the state below, and of what keeper, front process and stores say to each other.
-FORMAT = 1
+FORMAT = 2
 
 TRY = "try"
 

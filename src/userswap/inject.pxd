@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
 from userswap.system cimport load_u32
+from userswap.tracee cimport Tracee
 
 cdef extern from "<sys/mman.h>" nogil:
     const int PROT_READ, PROT_WRITE, MAP_SHARED
@@ -76,6 +77,17 @@ cdef struct Helper:
 # of our stops. Watch programs by pidfd, and reap them once they are dead.
 cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length,
                        Helper *out) noexcept nogil
+
+# The same for the child of a fork that the caller has seized since before its first instruction, and that is at its
+# first stop; a userfaultfd is opened in it. It stays stopped: held_release is owed, where this has not failed.
+cdef int held_inject(Tracee *held, uint64_t uffd_features, uint64_t staging_length, Helper *out) noexcept nogil
+cdef int held_release(Tracee *held) noexcept nogil
+
+# A thread that was seized and interrupted, and is at an event stop, goes on with what it was at.
+cdef void bystander_release(pid_t target, pid_t tid) noexcept nogil
+
+# Each process but ours has one more filter of seccomp than we have, which is ours and lets a clone of ours pass.
+cdef void inject_expect_filter() noexcept nogil
 
 # What one process of ours has made another one of ours uses, which has the same table of files: the first unmaps the
 # mailbox, the second maps it. 0 or -ENOMEM.

@@ -62,7 +62,7 @@ cdef extern from *:
     long syscall(long number, ...) nogil
 
     const int PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_GETREGS, PTRACE_SETREGS, PTRACE_GETSIGMASK
-    const int PTRACE_SETSIGMASK, PTRACE_GETEVENTMSG, PTRACE_CONT, PTRACE_DETACH, PTRACE_O_TRACECLONE
+    const int PTRACE_SETSIGMASK, PTRACE_GETEVENTMSG, PTRACE_CONT, PTRACE_DETACH, PTRACE_O_TRACECLONE, PTRACE_O_EXITKILL
     long ptrace(int request, ...) nogil
 
     const int SIGKILL, SIG_SETMASK
@@ -208,11 +208,19 @@ cdef bint dispatches_syscalls(pid_t tid) noexcept nogil:
     return ptrace(<int>SYSCALL_USER_DISPATCH_GET, tid, <void *>sizeof(config), config) == 0 and config[0] != 0
 
 
+cdef int64_t expected_filters = 0
+
+
+cdef void inject_expect_filter() noexcept nogil:
+    global expected_filters
+    expected_filters = 1
+
+
 cdef uint64_t seccomp_option(pid_t target, pid_t tid) noexcept nogil:
     """A program that sandboxed itself may be killed for a clone of ours. Where it only has the filters that
-    we live under too (a container's) that is not to be feared."""
+    we live under too (a container's), and our own, that is not to be feared."""
     cdef pid_t self = getpid()
-    cdef int64_t filters = status_field(target, tid, b"\nSeccomp_filters:", 10)
+    cdef int64_t filters = status_field(target, tid, b"\nSeccomp_filters:", 10) - expected_filters
     cdef bint strict = status_field(target, tid, b"\nSeccomp:", 10) == 1
     return O_SUSPEND_SECCOMP if strict or filters > status_field(self, self, b"\nSeccomp_filters:", 10) else 0
 
@@ -444,6 +452,78 @@ cdef int inject(Job *job) noexcept nogil:
     return try_out(&job.helper) if rc == 0 else rc
 
 
+cdef void start_job(Job *job, pid_t target, int uffd, uint64_t features, uint64_t staging_length) noexcept nogil:
+    memset(job, 0, sizeof(Job))
+    job.uffd = uffd
+    job.features = features
+    job.staging_length = staging_length
+    job.helper.target = target
+    job.helper.pidfd = job.helper.uffd = job.helper.target_pidfd = job.helper.mailbox_fd = job.helper.cpu = -1
+
+
+cdef int finish_job(Job *job, int rc, Helper *out) noexcept nogil:
+    if rc == 0:
+        out[0] = job.helper
+        return 0
+    if job.helper.uffd >= 0:
+        close(job.helper.uffd)
+    let_go(&job.helper)
+    return rc
+
+
+cdef int clone_held(Tracee *held, pid_t *child) noexcept nogil:
+    """Its tracer's end is its own: it must not run on as it is. Where it was tried before, what is to be put back is
+    known."""
+    cdef int left, rc = 0
+    if held.instruction == 0:
+        held.options = PTRACE_O_EXITKILL | seccomp_option(held.tid, held.tid)
+        rc = look_at_victim(held)
+    if rc == 0:
+        rc = locate_syscall(held.tid, &held.instruction)
+    if rc == 0:
+        rc = prepare_victim(held)
+    if rc == 0:
+        rc = clone_victim(held, child)
+    left = to_event_stop(held.tid) if rc == 0 or child[0] != 0 else 0
+    return rc if rc < 0 else left
+
+
+cdef int held_inject(Tracee *held, uint64_t uffd_features, uint64_t staging_length, Helper *out) noexcept nogil:
+    cdef Job job
+    cdef Tracee child
+    cdef int rc
+    start_job(&job, held.tid, -1, uffd_features, staging_length)
+    memset(&child, 0, sizeof(child))
+    rc = check_target(&job)
+    if rc == 0:
+        rc = clone_held(held, &child.tid)
+    if child.tid != 0:
+        child.instruction = held.instruction
+        child.options = held.options
+        job.helper.pid = child.tid
+    if rc == 0:
+        rc = furnish(&child, &job.helper, -1, uffd_features, staging_length)
+    if rc == 0:
+        rc = try_out(&job.helper)
+    if rc < 0 and job.helper.pid > 0:
+        end_process(&job.helper)
+    return finish_job(&job, rc, out)
+
+
+cdef int held_release(Tracee *held) noexcept nogil:
+    return release_victim(held.tid, held)
+
+
+cdef void bystander_release(pid_t target, pid_t tid) noexcept nogil:
+    cdef Tracee bystander
+    memset(&bystander, 0, sizeof(bystander))
+    bystander.tid = tid
+    if look_at_victim(&bystander) == 0:
+        reissue_if_leaked(target, &bystander)
+        ptrace(PTRACE_SETREGS, tid, NULL, &bystander.registers)
+    ptrace(PTRACE_DETACH, tid, NULL, NULL)
+
+
 cdef int clear(Job *job) noexcept nogil:
     """Of the helper: its memory first, by itself; then it, and what the program would see of it."""
     cdef Tracee helper, victim
@@ -519,22 +599,11 @@ cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t 
     cdef int rc
     if staging_length == 0 or staging_length % PAGE != 0:
         return -EINVAL
-    memset(&job, 0, sizeof(job))
-    job.uffd = uffd
-    job.features = uffd_features
-    job.staging_length = staging_length
-    job.helper.target = target
-    job.helper.pidfd = job.helper.uffd = job.helper.target_pidfd = job.helper.mailbox_fd = job.helper.cpu = -1
+    start_job(&job, target, uffd, uffd_features, staging_length)
     rc = check_target(&job)
     if rc == 0:
         rc = run_tracer(&job)
-    if rc == 0:
-        out[0] = job.helper
-        return 0
-    if job.helper.uffd >= 0:
-        close(job.helper.uffd)
-    let_go(&job.helper)
-    return rc
+    return finish_job(&job, rc, out)
 
 
 cdef int helper_remove(const Helper *helper) noexcept nogil:

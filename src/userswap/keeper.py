@@ -41,6 +41,7 @@ _HANDED_OVER = (
     "_childless",
     "_died",
     "_files",
+    "_listener",
     "_program",
     "_reported",
     "_started",
@@ -75,7 +76,8 @@ class Keeper:
         self._options = options
         self._stores: dict[int, Area] = {}  # by the pid of their process
         self._asked: dict[str, Area] = {}  # stores that swapon waits for, by the key of the request
-        self._tracer = Tracer()
+        self._tracer = Tracer(options.catches)
+        self._listener = -1  # where forks are told of that are caught
         self._engine = 0  # its pid
         self._engine_status: int | None = None  # how it ended, where that is still to be seen to
         self._files = (-1, -1)  # what its state lies in
@@ -131,7 +133,7 @@ class Keeper:
             self._tracer.spare(pid)
             if area.process is not None and area.process.connected:
                 self._poller.register(area.process, select.POLLIN)
-        self._tracer.start()
+        self._tracer.start(self._listener)
         self._replace_engine()
         self._serve()
 
@@ -160,17 +162,22 @@ class Keeper:
         self._start_stores()
         self._start_engine()
         self._await_engine()
-        self._program, pipe = launch.fork_program(command, inherited)
+        ours, theirs = channel_pair()
+        self._program, pipe = launch.fork_program(command, inherited, theirs if self._options.catches else None)
+        theirs.close()
         self._leave_terminal()
         inherited.detach()
         launch.await_exec(command[0], pipe)
+        if (message := ours.receive()) is not None and message[1]:
+            self._listener = message[1][0]
+        ours.close()
         for area in self._areas:
             area.created_path = None
         self._introduce_program()
         self._begin()
 
     def _begin(self) -> None:
-        self._tracer.start()
+        self._tracer.start(self._listener)
         self._started = time.monotonic()
         self._send_engine(f"watch {self._started}")
         self._serve()
@@ -266,7 +273,7 @@ class Keeper:
 
     def _strays(self) -> set[int]:
         """What is open and not ours."""
-        ours = {0, 1, 2, self._signals}
+        ours = {0, 1, 2, self._signals, self._listener}
         ours |= {self._front.fileno()} if self._front is not None else set()
         ours |= set(self._entered.values())
         for area in [*self._areas, *self._asked.values()]:

@@ -15,6 +15,11 @@ import sys
 from userswap import libc
 from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
 
+# Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from userswap.channel import Channel
+
 NO_PROCESS = "no more processes or threads can be made here (ulimit -u, a pids control group)"
 
 # What a process can be sent and can survive: all but the unstoppable, the C library's own, its own mistakes.
@@ -71,14 +76,17 @@ class Failure(Exception):
         self.status = status
 
 
-def fork_program(command: list[str], inherited: Inherited) -> tuple[int, int]:
-    """Fork and exec. Returns the pid and a pipe for `await_exec`."""
+def fork_program(
+    command: list[str], inherited: Inherited, forks: "Channel | None" = None
+) -> tuple[int, int]:
+    """Fork and exec. Returns the pid and a pipe for `await_exec`. Where its forks are to be caught, `forks` is sent
+    the listener that tells of them, before the exec."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(read_end)
-            _become(command, inherited, write_end)
+            _become(command, inherited, write_end, forks)
         finally:
             os._exit(EXIT_OWN_ERROR)
     os.close(write_end)
@@ -91,6 +99,11 @@ def await_exec(name: str, pipe: int) -> None:
         words = file.read().split()
     if not words:
         return
+    if words[0] == "unwatched":
+        raise Failure(
+            f"{name}: its forks cannot be watched: {os.strerror(int(words[1]))} (see userswap doctor)",
+            EXIT_OWN_ERROR,
+        )
     if words[0] == "traced":
         raise Failure(f"{name}: already traced by process {words[1]}: it cannot be entered", EXIT_OWN_ERROR)
     number = int(words[1])
@@ -99,7 +112,7 @@ def await_exec(name: str, pipe: int) -> None:
     raise Failure(f"{name}: {'command not found' if not_found else os.strerror(number)}", status)
 
 
-def _become(command: list[str], inherited: Inherited, report: int) -> None:
+def _become(command: list[str], inherited: Inherited, report: int, forks: "Channel | None") -> None:
     """In the child: never returns if all goes well; else reports why and returns."""
     for fd in _open_fds():
         if fd > 2 and fd not in inherited.fds:
@@ -114,9 +127,24 @@ def _become(command: list[str], inherited: Inherited, report: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if inherited.child_ignored:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if forks is not None and not _watch_forks(report, forks):
+        return
     signal.pthread_sigmask(signal.SIG_SETMASK, inherited.mask)
     number = _exec([os.fsencode(word) for word in command], inherited.environment)
     os.write(report, f"errno {number}".encode())
+
+
+def _watch_forks(report: int, forks: "Channel") -> bool:
+    from userswap.tracer import watch_forks
+
+    try:
+        listener = watch_forks()
+    except OSError as error:
+        os.write(report, f"unwatched {error.errno}".encode())
+        return False
+    forks.send("listener", [listener])
+    os.close(listener)
+    return True
 
 
 def _exec(command: list[bytes], environment: dict[bytes, bytes]) -> int:

@@ -12,3 +12,4 @@ cdef void mappings_unregister_last(Engine *engine, Mm *mm) noexcept nogil
 cdef void mappings_settle_doubts(Engine *engine, Mm *mm) noexcept nogil
 cdef void mappings_look_again(Engine *engine, Mm *mm) noexcept nogil
 cdef int mappings_register(Engine *engine, Mm *mm) noexcept nogil
+cdef int mappings_register_caught(Mm *child) noexcept nogil

@@ -382,6 +382,23 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_unlock(&mm.lock)
 
 
+cdef int mappings_register_caught(Mm *child) noexcept nogil:
+    """Of a fork's child that has a helper, and has not run yet: registers all that may be, and write-protects what is
+    present. What is known of its pages is its parent's word. Returns 0, or -EAGAIN where swapped memory could not be."""
+    cdef procmap_query mapping
+    cdef char name[4352]
+    cdef uint64_t at = 0
+    while at < <uint64_t>1 << USER_END_SHIFT and sys_next_mapping(child.maps, at, &mapping, name, sizeof(name)) == 0:
+        at = mapping.vma_end
+        if not _eligible(child, &mapping, name):
+            continue
+        if sys_uffd_register(child.uffd, mapping.vma_start, at - mapping.vma_start) == 0:
+            sys_uffd_protect(child.uffd, mapping.vma_start, at - mapping.vma_start)
+        elif ranges_hit(&child.ranges, mapping.vma_start >> PAGE_SHIFT, at >> PAGE_SHIFT):
+            return -EAGAIN
+    return 0
+
+
 cdef uint64_t _register_if_new(Engine *engine, Mm *mm, procmap_query *mapping, int *registered) noexcept nogil:
     """Returns where the next mapping is to be looked for: behind all that is known to be registered from here on."""
     cdef uint64_t end

@@ -67,6 +67,8 @@ cdef struct Mm:
     bint binding            # ... or is about to be; and what is known of a fork child is still to be verified
     bint helper_failed      # it is dead or does not answer
     bint leaving            # ... or is about to be ended
+    bint forking            # a fork is caught: `lock` is held for it, by nobody that runs where an engine before died
+    bint unbound            # the child of one, whose process the monitor has still to find
     bint detaching          # all comes back, and nothing goes any more (detach.pyx)
     bint detached           # ... all has, and what the program does concerns us no more
     bint unsharing          # the helper may fault on our behalf
@@ -271,6 +273,10 @@ cdef struct Engine:
     pthread_mutex_t desk_lock   # held while it is asked for something. Nothing is taken under it
     Desk *desk              # where the tracer is asked
     bint desk_late          # ... and still is at what an engine before had asked for
+    Mm *forking             # the mm whose lock is held while it forks
+    pthread_t births        # the thread that does (births.pyx)
+    bint births_run
+    bint any_unbound        # there may be an mm that is
 
 cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil
 cdef int mm_insert(Engine *engine, Mm *mm) noexcept nogil

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.unistd cimport close
 
+from userswap.births cimport births_bind
 from userswap.blocks cimport log_changed
 from userswap.check cimport check_running
 from userswap.enter cimport enter_next
@@ -162,6 +163,7 @@ cdef void _look(Engine *engine) noexcept nogil:
     if near:
         _look_for_ksm(engine)
         tree_measure_own(&engine.tree)
+    births_bind(engine)
     enter_next(engine, near)
     for at in range(engine.tree.look.count):
         _look_at_process(engine, engine.tree.look.items[at], near)

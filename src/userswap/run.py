@@ -45,6 +45,7 @@ def run(request: Request) -> int:
     opened = areas.open_areas(request.swap)
     libc.become_subreaper()
     options = Options(ram_limit_bytes, stats_path, request.quiet, request.entry_bits, request.encrypt)
+    options.catches = not doctor.forks_are_told()
     front_end, keeper_end = channel_pair()
     pid = keeper.fork_keeper(opened)
     if pid == 0:

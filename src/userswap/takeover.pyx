@@ -346,6 +346,7 @@ cdef int _adopt_helper(Mm *mm, Mm *was) noexcept nogil:
 
 cdef void _take_traits(Mm *mm, Mm *was) noexcept nogil:
     mm.parent = was.parent
+    mm.forking = was.forking
     mm.parent_mm = was.parent_mm
     mm.unsettled = was.unsettled
     mm.shared = was.shared

@@ -12,9 +12,13 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 from posix.types cimport pid_t
 
+import os
+
+from userswap.catch cimport catch_await, catch_install, catch_next
 from userswap.desk cimport DESK_BYTES, DESK_REMOVE, Desk, desk_answer, desk_is_busy, desk_next, desk_void
-from userswap.inject cimport Helper, helper_hand_over, helper_inject, helper_remove
+from userswap.inject cimport Helper, helper_hand_over, helper_inject, helper_remove, inject_expect_filter
 from userswap.system cimport (
+    EAGAIN,
     ESRCH,
     PRIORITY_MONITOR,
     pthread_create,
@@ -27,17 +31,21 @@ from userswap.system cimport (
     sys_map_anonymous_shared,
     sys_name_thread,
     sys_prefer,
+    sys_sleep_us,
 )
 from userswap.tracee cimport tracing_begin, tracing_end
 
 cdef enum:
     SPARED_MAX = 32
+    TAKEN_US = 100          # an engine soon takes what it has asked for
 
 cdef struct State:
     Desk *desk
     pthread_mutex_t lock    # held while it traces, and while children are waited for
     pid_t spared[32]        # SPARED_MAX: processes of ours below the keeper, never to be entered
     uint32_t spared_end     # those that ever were
+    int listener            # where forks are told of that are caught; -1: they are not
+    pid_t born              # the last child of one
 
 
 cdef int _serve(State *state) noexcept nogil:
@@ -50,6 +58,9 @@ cdef int _serve(State *state) noexcept nogil:
     for at in range(min(state.spared_end, <uint32_t>SPARED_MAX)):
         if state.spared[at] == desk.target:
             return -ESRCH
+    if state.born == desk.target:       # asked for before the engine knew that it has a helper
+        state.born = 0
+        return -EAGAIN
     memset(&desk.helper, 0, sizeof(Helper))
     result = helper_inject(desk.target, desk.uffd, desk.features, desk.staging_length, &desk.helper)
     if result == 0:
@@ -74,15 +85,46 @@ cdef void *_main(void *argument) noexcept nogil:
         pthread_mutex_unlock(&state.lock)
 
 
+cdef void *_forks_main(void *argument) noexcept nogil:
+    """The same for forks. Ends when nobody is left who could fork."""
+    cdef State *state = <State *>argument
+    cdef bint late
+    sys_name_thread(b"forks")
+    sys_prefer(0, PRIORITY_MONITOR)
+    while catch_await(state.listener) != 0:
+        pthread_mutex_lock(&state.lock)
+        late = state.desk.helper.pid > 0        # who has just been entered is not known to the engine yet
+        if not late:
+            tracing_begin()
+            catch_next(state.listener, &state.desk.births)
+            state.born = state.desk.births.child
+            tracing_end()
+        pthread_mutex_unlock(&state.lock)
+        if late:
+            sys_sleep_us(TAKEN_US)
+    return NULL
+
+
+def watch_forks():
+    """This process' forks, and those of all that comes of it, wait from now on until a Tracer has seen to them that
+    started with the descriptor which this returns. Raises OSError."""
+    fd = catch_install()
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    return fd
+
+
 cdef class Tracer:
-    """The keeper's. Raises MemoryError."""
+    """The keeper's. With `catches`, forks are to be caught. Raises MemoryError."""
 
     cdef State _state
 
-    def __cinit__(self):
+    def __cinit__(self, bint catches=False):
         self._state.desk = <Desk *>sys_map_anonymous_shared(DESK_BYTES)
         if self._state.desk == NULL:
             raise MemoryError
+        self._state.desk.births.caught = catches
+        self._state.listener = -1
         pthread_mutex_init(&self._state.lock, NULL)
 
     @property
@@ -90,10 +132,14 @@ cdef class Tracer:
         """The address of the desk, in this process and in those that it forks."""
         return <size_t>self._state.desk
 
-    def start(self):
-        """The thread runs until the process ends. Raises OSError."""
+    def start(self, int listener=-1):
+        """The threads run until the process ends: that for forks where there is a listener. Raises OSError."""
         cdef pthread_t thread
         error = pthread_create(&thread, NULL, _main, &self._state)
+        if error == 0 and listener >= 0:
+            inject_expect_filter()
+            self._state.listener = listener
+            error = pthread_create(&thread, NULL, _forks_main, &self._state)
         if error != 0:
             raise OSError(error, "the tracer cannot be started")
 
