@@ -39,6 +39,21 @@ def privileged() -> bool:
     return os.geteuid() == 0 or os.environ.get("CI", "").lower() in {"1", "true"}
 
 
+def open_to_all(folder: Path) -> None:
+    """Other users may use it; and get there."""
+    if str(folder).startswith("/tmp/pytest"):
+        folder.chmod(0o777)
+        for parent in folder.parents:
+            if str(parent).startswith("/tmp/pytest"):
+                parent.chmod(0o755)
+
+
+# Becomes userswap with all rights but that to be told of forks by the kernel.
+WITHOUT_PTRACE = ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
+# ... as an ordinary user.
+AS_USER = (str(Path(__file__).parent / "as_user.sh"),)
+
+
 # ---- programs
 
 
@@ -268,7 +283,8 @@ def tail(output: bytes) -> str:
 
 
 class Options(TypedDict, total=False):
-    """How a program is run. `stdin` is as for subprocess; `options` are those of `userswap run`.
+    """How a program is run. `stdin` is as for subprocess; `options` are those of `userswap run`. `prefix` is what
+    becomes userswap, as another user for instance.
 
     `tolerance` is how far over the limit its peak may be: infinite for a program that has the kernel
     fill new memory in one call."""
@@ -278,6 +294,7 @@ class Options(TypedDict, total=False):
     stdin: int
     env: Mapping[str, str]
     tolerance: float
+    prefix: Sequence[str]
 
 
 class Live:
@@ -298,6 +315,10 @@ class Live:
         self._folder = Path(tempfile.mkdtemp(dir=folder))
         self._temporary = self._folder / "tmp"
         self._temporary.mkdir()
+        if "prefix" in options:
+            open_to_all(self._folder)
+            open_to_all(self._temporary)
+            open_to_all(Path(command[0]).parent)
         self.command = self._wrapped(command, options)
         self._mark = f"TMPDIR={self._temporary}"
         environment = {**os.environ, "TMPDIR": str(self._temporary), **options.get("env", {})}
@@ -327,7 +348,7 @@ class Live:
     def _wrapped(self, command: Sequence[str], options: Options) -> list[str]:
         if self.ram is None:
             return list(command)
-        own = [sys.executable, "-m", "userswap", "run", "--ram", str(self.ram)]
+        own = [*options.get("prefix", []), sys.executable, "-m", "userswap", "run", "--ram", str(self.ram)]
         own += ["--stats", str(self._folder / "stats.json"), *options.get("options", ["--quiet"])]
         for area in options.get("swap", []):
             own += ["--swap", area]

@@ -16,7 +16,7 @@ from posix.unistd cimport close
 from userswap.desk cimport BIRTH_COMES, BIRTH_IS, Births, births_answer, births_next
 from userswap.enter cimport enter_verify
 from userswap.forks cimport forks_caught, forks_caught_done
-from userswap.inject cimport USERSWAP_MADVISE, Helper, helper_call, helper_take
+from userswap.inject cimport USERSWAP_MADVISE, Helper, helper_call, helper_is_in, helper_take
 from userswap.mappings cimport mappings_register, mappings_register_caught
 from userswap.mm cimport Mm, guard_of, mm_insert, mm_leave, mm_next, mm_put
 from userswap.pagetable cimport table_get
@@ -34,7 +34,6 @@ from userswap.system cimport (
     sys_page_absent,
     sys_prefer,
     sys_process_dead,
-    sys_same_memory,
     sys_shared_wake,
     sys_signal_eventfd,
 )
@@ -50,7 +49,7 @@ cdef enum:
 cdef bint _is_in(pid_t pid, Mm *mm) noexcept nogil:
     """Whether it is the process' own. Where the kernel does not say, since it must not be looked at any more, it may be:
     then it cannot be traced either, and does not get to fork."""
-    cdef int same = sys_same_memory(pid, mm.helper.pid)
+    cdef int same = helper_is_in(&mm.helper, pid)
     return same == 1 or (same < 0 and same != -ESRCH and mm.pid == pid)
 
 
@@ -208,7 +207,7 @@ cdef void births_bind(Engine *engine) noexcept nogil:
                     engine.tree.look.items[at].mm_id = mm.id
                     mm.unbound = False
             if mm.unbound and (sys_process_dead(mm.helper.target_pidfd)
-                               or sys_same_memory(mm.pid, mm.helper.pid) == 0):
+                               or helper_is_in(&mm.helper, mm.pid) == 0):
                 mm.unbound = False
                 mm_leave(engine, mm)
         any = any or mm.unbound

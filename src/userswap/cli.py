@@ -64,9 +64,9 @@ def _dispatch(words: list[str]) -> int:
     options, command = _split_command(words)
     chosen = _parser().parse_args(options)
     if chosen.verb == "doctor":
-        from userswap.doctor import doctor
+        from userswap import doctor
 
-        return doctor()
+        return doctor.fix() if chosen.fix else doctor.doctor()
     if chosen.verb in ("status", "limit", "swapon", "swapoff", "detach", "upgrade"):
         return _control(chosen)
     if chosen.verb == "attach":
@@ -133,9 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     detach.add_argument("pid", type=_pid, metavar="PID")
     detach.add_argument("--tree", action="store_true", help="and all processes that it has started")
-    verbs.add_parser(
+    doctor = verbs.add_parser(
         "doctor", help="say what this machine can do, and how to fix what it cannot", allow_abbrev=False
     )
+    doctor.add_argument(
+        "--fix", action="store_true",
+        help="let every user open /dev/userfaultfd, which is all that they lack: as root; else print how",
+    )  # fmt: skip
     status = verbs.add_parser(
         "status", help="list the engines that run, and their swap areas", allow_abbrev=False
     )

@@ -29,8 +29,11 @@ LEAST_FILES = 256  # that have to be allowed
 FILES_A_PROCESS = 8
 MANY_PROCESSES = 400
 
-RULE = """echo 'KERNEL=="userfaultfd", MODE="0666"' > /etc/udev/rules.d/90-userfaultfd.rules
-udevadm control --reload && udevadm trigger --name-match=userfaultfd"""
+DEVICE = "/dev/userfaultfd"
+RULES = "/etc/udev/rules.d"
+RULE = 'KERNEL=="userfaultfd", MODE="0666"\n'
+RULE_NAME = "90-userfaultfd.rules"
+ALLOW = "userswap doctor --fix"
 
 
 class Check:
@@ -63,14 +66,14 @@ def check_userfaultfd() -> Check:
         return Check(
             "userfaultfd", FAIL, "cannot be opened",
             "the kernel lacks it (CONFIG_USERFAULTFD), or this user and container may not",
-            f"as root, once:\n{RULE}",
+            f"as root, once: {ALLOW}",
         )  # fmt: skip
     os.close(fd)
     if way == _USER_MODE:
         return Check(
             "userfaultfd", FAIL, way,
             "a system call on a swapped buffer would fail with EFAULT, which breaks programs",
-            f"as root, once:\n{RULE}\nor: sysctl vm.unprivileged_userfaultfd=1",
+            f"as root, once: {ALLOW}; or: sysctl vm.unprivileged_userfaultfd=1",
         )  # fmt: skip
     return Check("userfaultfd", OK, way)
 
@@ -322,6 +325,34 @@ def doctor() -> int:
     return 1 if failed else 0
 
 
+def fix(device: str = DEVICE, rules: str = RULES) -> int:
+    """Let every user open the device: now, and after each start of the machine by a rule of udev. Who is not root is
+    told how. 0 if it is so afterwards, else 1. Raises UserswapError."""
+    try:
+        mode = os.stat(device).st_mode
+    except OSError as error:
+        raise UserswapError(f"{device}: {reason(error)}: the kernel lacks it (CONFIG_USERFAULTFD)") from error
+    if mode & 0o006 == 0o006:
+        print(f"{device} can be opened by every user already")
+        return 0
+    rule = os.path.join(rules, RULE_NAME)
+    if os.geteuid() != 0:
+        print(f"as root, once:\nchmod 666 {device}\necho '{RULE.strip()}' > {rule}")
+        return 1
+    try:
+        os.chmod(device, 0o666)
+        print(f"{device} can be opened by every user now")
+        if os.path.isdir(rules):
+            with open(rule, "w", encoding="utf-8") as file:
+                file.write(RULE)
+            print(f"{rule} makes it so at each start")
+        else:
+            print(f"until the next start of the machine: there is no {rules}")
+    except OSError as error:
+        raise UserswapError(f"{error.filename}: {reason(error)}") from error
+    return 0
+
+
 _DEVICE = "through /dev/userfaultfd, full mode"
 _SYSCALL = "through the system call, full mode"
 _USER_MODE = "through the system call, user-mode-only"
@@ -330,7 +361,7 @@ _USER_MODE = "through the system call, user-mode-only"
 def open_userfaultfd() -> tuple[str, int | None]:
     """The way that opened a userfaultfd, best first, and its fd; None if none did."""
     try:
-        device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         try:
             return _DEVICE, fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
         finally:

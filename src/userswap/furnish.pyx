@@ -4,7 +4,7 @@
 The clone has not run an instruction of its own. It is made to do, one by one, the system calls that cut it
 loose from the program's files, map the one region that is ours, and open the userfaultfd; then it is given
 its code and let go."""
-from libc.errno cimport EACCES, EIO, ENOENT, ENOMEM, EPERM, errno
+from libc.errno cimport EACCES, EIO, ENOENT, ENOMEM, ENOSYS, EPERM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport strtol
 from libc.string cimport memcpy, memset, strchr, strrchr, strstr
@@ -31,13 +31,15 @@ cdef extern from *:
     #include <sys/prctl.h>
     #include <sys/ptrace.h>
     #include <sys/socket.h>
+    #include <sys/un.h>
     #include <sys/syscall.h>
     #include <unistd.h>
     #include "uapi.h"
     """
     const int SYS_chdir, SYS_close, SYS_close_range, SYS_dup3, SYS_ftruncate, SYS_ioctl, SYS_madvise
     const int SYS_memfd_create, SYS_mmap, SYS_mprotect, SYS_munlock, SYS_munmap, SYS_pidfd_getfd
-    const int SYS_pidfd_open, SYS_prctl, SYS_recvmsg, SYS_setsid, SYS_socketpair, SYS_userfaultfd
+    const int SYS_connect, SYS_pidfd_open, SYS_prctl, SYS_recvmsg, SYS_sendmsg, SYS_setsid, SYS_socket
+    const int SYS_socketpair, SYS_userfaultfd
     long syscall(long number, ...) nogil
     int fchmod(int fd, unsigned mode) nogil
 
@@ -54,7 +56,17 @@ cdef extern from *:
     ctypedef struct iovec "struct iovec":
         void *iov_base
         size_t iov_len
-    const int AF_UNIX, SOCK_DGRAM, SOCK_CLOEXEC, SOL_SOCKET, SCM_RIGHTS, MSG_CMSG_CLOEXEC
+    const int AF_UNIX, SOCK_STREAM, SOCK_CLOEXEC, SOL_SOCKET, SO_PEERCRED, SCM_RIGHTS, MSG_CMSG_CLOEXEC
+    ctypedef struct sockaddr_un "struct sockaddr_un":
+        unsigned short sun_family
+    ctypedef struct ucred "struct ucred":
+        pid_t pid
+    int socket(int domain, int type, int protocol) nogil
+    int bind(int fd, void *address, unsigned length) nogil
+    int listen(int fd, int backlog) nogil
+    int getsockname(int fd, void *address, unsigned *length) nogil
+    int getsockopt(int fd, int level, int option, void *value, unsigned *length) nogil
+    int accept4(int fd, void *address, void *length, int flags) nogil
     ctypedef struct msghdr "struct msghdr":
         void *msg_name
         unsigned msg_namelen
@@ -67,6 +79,7 @@ cdef extern from *:
         size_t cmsg_len
         int cmsg_level, cmsg_type
     ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
+    ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
 
     const unsigned long UFFDIO_API, UFFDIO_MOVE, UFFDIO_REGISTER, USERFAULTFD_IOC_NEW
     const uint64_t UFFD_API, UFFDIO_REGISTER_MODE_MISSING
@@ -183,33 +196,15 @@ cdef int name_child(Tracee *child, uint64_t scratch) noexcept nogil:
     return rc
 
 
-cdef int make_mailbox(Tracee *child, Region *region, Helper *helper) noexcept nogil:
-    """A memory file at its fixed number, mapped on both sides. The scratch page holds its name."""
-    cdef int fd = <int>remote_call(child, SYS_memfd_create, region.stack, MFD_CLOEXEC)
-    cdef int rc
-    fd = place_fd(child, fd, USERSWAP_HELPER_MAILBOX)
-    if fd < 0:
-        return fd
-    rc = <int>remote_call(child, SYS_ftruncate, fd, USERSWAP_MAILBOX_SIZE)
-    if rc < 0:
-        return rc
-    if map_part(child, region.mailbox, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                fd) < 0:
-        return -ENOMEM
-    helper.mailbox_fd = <int>take_fd(helper.pidfd, fd)
-    if helper.mailbox_fd < 0:
-        return helper.mailbox_fd
-    return helper_take(helper) if fchmod(helper.mailbox_fd, 0o600) == 0 else -errno
+# ---- files between the clone and us ----
 
+cdef struct Link:
+    int pidfd               # of the clone; it is how its files are taken, where that is allowed,
+    int ours                # ... and else, as in most containers, this pair of sockets
+    int theirs
+    uint64_t scratch        # a page of the clone's
 
-cdef int take_fd(int pidfd, int number) noexcept nogil:
-    cdef int fd = <int>syscall(SYS_pidfd_getfd, pidfd, number, 0)
-    return fd if fd >= 0 else -errno
-
-
-# ---- the userfaultfd ----
-
-cdef struct Rights:     # a message that carries one fd; the kernel's layout
+cdef struct Rights:         # a message that carries one fd; the kernel's layout
     msghdr message
     iovec vector
     cmsghdr header
@@ -233,10 +228,94 @@ cdef void write_rights(Rights *rights, uint64_t base, int fd) noexcept nogil:
     rights.fd = fd
 
 
-cdef int post_rights(int socket, int fd) noexcept nogil:
+cdef int listen_anywhere(sockaddr_un *address, unsigned *length) noexcept nogil:
+    """A socket that listens, under a name that the kernel gives it and that no file has; or -errno."""
+    cdef int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return -errno
+    memset(address, 0, sizeof(sockaddr_un))
+    address.sun_family = AF_UNIX
+    length[0] = sizeof(sockaddr_un)
+    if bind(fd, address, sizeof(address.sun_family)) == 0 and listen(fd, 8) == 0 and getsockname(
+            fd, address, length) == 0:
+        return fd
+    close(fd)
+    return -EPERM
+
+
+cdef int accept_from(int listener, pid_t pid) noexcept nogil:
+    """Others may know the name as well."""
+    cdef ucred peer
+    cdef unsigned length
+    cdef int _, fd
+    for _ in range(64):
+        fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)
+        if fd < 0:
+            return -errno
+        length = sizeof(peer)
+        if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 and peer.pid == pid:
+            return fd
+        close(fd)
+    return -EPERM
+
+
+cdef bint pair_with_clone(Tracee *child, Link *link) noexcept nogil:
+    """It makes a pair of sockets, of which we take one."""
+    cdef int pair[2]
+    if remote_call(child, SYS_socketpair, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, link.scratch) < 0 or read_memory(
+            child.tid, link.scratch, pair, sizeof(pair)) != sizeof(pair):
+        return False
+    link.ours = <int>syscall(SYS_pidfd_getfd, link.pidfd, pair[0], 0)
+    remote_call(child, SYS_close, pair[0])
+    if link.ours < 0:
+        remote_call(child, SYS_close, pair[1])
+        return False
+    link.theirs = pair[1]
+    return True
+
+
+cdef int connect_clone(Tracee *child, Link *link) noexcept nogil:
+    """Once. -EPERM where it is in another network, and pidfd_getfd(2) is forbidden."""
+    cdef sockaddr_un address
+    cdef unsigned length
+    cdef int listener, rc
+    if link.ours >= 0 or pair_with_clone(child, link):
+        return 0
+    listener = listen_anywhere(&address, &length)
+    if listener < 0:
+        return listener
+    rc = write_memory(child.tid, link.scratch, &address, sizeof(address))
+    if rc == 0:
+        link.theirs = <int>remote_call(child, SYS_socket, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)
+        rc = link.theirs if link.theirs < 0 else 0
+    if rc == 0 and remote_call(child, SYS_connect, link.theirs, link.scratch, length) < 0:
+        rc = -EPERM
+    if rc == 0:
+        link.ours = accept_from(listener, child.tid)
+        rc = link.ours if link.ours < 0 else 0
+    close(listener)
+    return rc
+
+
+cdef int take_fd(Tracee *child, Link *link, int number) noexcept nogil:
+    """A copy of one of its files; or -errno."""
     cdef Rights rights
-    write_rights(&rights, <uint64_t>&rights, fd)
-    return 0 if sendmsg(socket, &rights.message, 0) == 1 else -errno
+    cdef int fd = <int>syscall(SYS_pidfd_getfd, link.pidfd, number, 0)
+    if fd >= 0:
+        return fd
+    if errno != EPERM and errno != ENOSYS:
+        return -errno
+    fd = connect_clone(child, link)
+    if fd < 0:
+        return fd
+    write_rights(&rights, link.scratch, number)
+    fd = write_memory(child.tid, link.scratch, &rights, sizeof(rights))
+    if fd < 0 or remote_call(child, SYS_sendmsg, link.theirs, link.scratch, 0) != 1:
+        return -EPERM
+    write_rights(&rights, <uint64_t>&rights, -1)
+    if recvmsg(link.ours, &rights.message, MSG_CMSG_CLOEXEC) != 1 or rights.fd < 0:
+        return -EPERM
+    return rights.fd
 
 
 cdef int receive_rights(Tracee *child, int socket, uint64_t scratch) noexcept nogil:
@@ -254,35 +333,55 @@ cdef int receive_rights(Tracee *child, int socket, uint64_t scratch) noexcept no
     return rights.fd if rights.fd >= 0 else -EIO
 
 
-cdef int send_fd(Tracee *child, int pidfd, int fd, uint64_t scratch) noexcept nogil:
-    """Give the child an fd of ours, through a pair of sockets that it makes and we take one of."""
-    cdef int pair[2]
-    cdef int socket, rc
-    rc = <int>remote_call(child, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, scratch)
+cdef int give_fd(Tracee *child, Link *link, int fd) noexcept nogil:
+    """One of ours. The number that it has there; or -errno."""
+    cdef Rights rights
+    cdef int rc = connect_clone(child, link)
     if rc < 0:
         return rc
-    if read_memory(child.tid, scratch, pair, sizeof(pair)) != sizeof(pair):
-        return -EIO
-    socket = take_fd(pidfd, pair[0])
-    rc = socket
-    if socket >= 0:
-        rc = post_rights(socket, fd)
-        close(socket)
-    if rc == 0:
-        rc = receive_rights(child, pair[1], scratch)
-    remote_call(child, SYS_close, pair[0])
-    remote_call(child, SYS_close, pair[1])
-    return rc
+    write_rights(&rights, <uint64_t>&rights, fd)
+    if sendmsg(link.ours, &rights.message, 0) != 1:
+        return -errno
+    return receive_rights(child, link.theirs, link.scratch)
 
 
-cdef int uffd_by_device(Tracee *child, int pidfd, uint64_t scratch) noexcept nogil:
+cdef void close_link(Tracee *child, Link *link) noexcept nogil:
+    if link.theirs >= 0:
+        remote_call(child, SYS_close, link.theirs)
+    if link.ours >= 0:
+        close(link.ours)
+
+
+cdef int make_mailbox(Tracee *child, Region *region, Link *link, Helper *helper) noexcept nogil:
+    """A memory file at its fixed number, mapped on both sides. The scratch page holds its name."""
+    cdef int fd = <int>remote_call(child, SYS_memfd_create, region.stack, MFD_CLOEXEC)
+    cdef int rc
+    fd = place_fd(child, fd, USERSWAP_HELPER_MAILBOX)
+    if fd < 0:
+        return fd
+    rc = <int>remote_call(child, SYS_ftruncate, fd, USERSWAP_MAILBOX_SIZE)
+    if rc < 0:
+        return rc
+    if map_part(child, region.mailbox, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                fd) < 0:
+        return -ENOMEM
+    helper.mailbox_fd = take_fd(child, link, fd)
+    if helper.mailbox_fd < 0:
+        return helper.mailbox_fd
+    return helper_take(helper) if fchmod(helper.mailbox_fd, 0o600) == 0 else -errno
+
+
+
+# ---- the userfaultfd ----
+
+cdef int uffd_by_device(Tracee *child, Link *link) noexcept nogil:
     """Our right to the device counts, and our view of /dev, not the target's; the ioctl must be the child's,
     as it binds the new fd to the memory of its caller."""
     cdef int fd, ours = open(b"/dev/userfaultfd", O_RDWR | O_CLOEXEC)
     cdef int device
     if ours < 0:
         return -EPERM
-    device = send_fd(child, pidfd, ours, scratch)
+    device = give_fd(child, link, ours)
     close(ours)
     if device < 0:
         return device
@@ -291,20 +390,20 @@ cdef int uffd_by_device(Tracee *child, int pidfd, uint64_t scratch) noexcept nog
     return fd
 
 
-cdef int open_uffd(Tracee *child, int pidfd, uint64_t scratch) noexcept nogil:
+cdef int open_uffd(Tracee *child, Link *link) noexcept nogil:
     """In full mode only: with user mode only, system calls on evicted memory would give EFAULT."""
     cdef int fd = <int>remote_call(child, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)
     if fd < 0:
-        fd = uffd_by_device(child, pidfd, scratch)
+        fd = uffd_by_device(child, link)
     fd = place_fd(child, fd, USERSWAP_HELPER_UFFD)
-    return take_fd(pidfd, fd) if fd >= 0 else fd
+    return take_fd(child, link, fd) if fd >= 0 else fd
 
 
-cdef int pass_uffd(Tracee *child, int pidfd, int uffd, uint64_t scratch) noexcept nogil:
+cdef int pass_uffd(Tracee *child, Link *link, int uffd) noexcept nogil:
     """One that the kernel made for a fork child: the helper gets a copy of ours."""
-    cdef int fd = place_fd(child, send_fd(child, pidfd, uffd, scratch), USERSWAP_HELPER_UFFD)
-    cdef int rc = check_own(child, fd, scratch) if fd >= 0 else fd
-    return take_fd(pidfd, fd) if rc == 0 else rc
+    cdef int fd = place_fd(child, give_fd(child, link, uffd), USERSWAP_HELPER_UFFD)
+    cdef int rc = check_own(child, fd, link.scratch) if fd >= 0 else fd
+    return take_fd(child, link, fd) if rc == 0 else rc
 
 
 cdef int check_own(Tracee *child, int uffd, uint64_t scratch) noexcept nogil:
@@ -387,23 +486,27 @@ cdef int set_off(Tracee *child, Region *region) noexcept nogil:
 
 
 cdef int equip(Tracee *child, Helper *helper, Region *region, int uffd, uint64_t features) noexcept nogil:
+    cdef Link link
     cdef int rc = cut_loose(child)
+    link.pidfd = helper.pidfd
+    link.ours = link.theirs = -1
+    link.scratch = region.stack
     if rc == 0:
         rc = fill_region(child, region)
     if rc == 0:
         rc = name_child(child, region.stack)
     if rc == 0:
-        rc = make_mailbox(child, region, helper)
+        rc = make_mailbox(child, region, &link, helper)
     if rc == 0:
         rc = shield_region(child, region)
     if rc == 0:
-        helper.uffd = open_uffd(child, helper.pidfd, region.stack) if uffd < 0 else pass_uffd(
-            child, helper.pidfd, uffd, region.stack)
+        helper.uffd = open_uffd(child, &link) if uffd < 0 else pass_uffd(child, &link, uffd)
         rc = helper.uffd if helper.uffd < 0 else 0
     if rc == 0 and uffd < 0:
         rc = enable_uffd(helper.uffd, features)
     if rc == 0:
         rc = register_staging(helper.uffd, region)
+    close_link(child, &link)
     if rc == 0:
         describe(helper, region)
         sys_prefer(child.tid, PRIORITY_FAULT)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine's way into another process: making the resident helper, asking it, ending it."""
-from libc.errno cimport ENOMEM
+from libc.errno cimport ENOMEM, ENOSYS, EPERM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
-from userswap.system cimport load_u32
+from userswap.system cimport load_u32, sys_has_mapped, sys_same_memory
 from userswap.tracee cimport Tracee
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -99,6 +99,14 @@ cdef inline int helper_take(Helper *helper) noexcept nogil:
     cdef void *mapped = mmap(NULL, USERSWAP_MAILBOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, helper.mailbox_fd, 0)
     helper.mailbox = <userswap_mailbox *>mapped if mapped != MAP_FAILED else NULL
     return 0 if helper.mailbox != NULL else -ENOMEM
+
+# Whether it is in the address space that the process has now: 1, 0 or -errno. Containers often forbid kcmp(2): then by
+# what only that address space has mapped, as children of the program do not get it.
+cdef inline int helper_is_in(const Helper *helper, pid_t pid) noexcept nogil:
+    cdef int same = sys_same_memory(pid, helper.pid)
+    if same != -EPERM and same != -ENOSYS:
+        return same
+    return sys_has_mapped(pid, helper.staging - USERSWAP_MAILBOX_SIZE, helper.mailbox_fd)
 
 # Carry out the request in the mailbox. One caller at a time. 0 when the helper has answered (see the items
 # for how it went), -ESRCH when it is dead, -ETIMEDOUT when it did not answer (it may still be at work: the

@@ -14,7 +14,7 @@ from userswap.blocks cimport log_changed
 from userswap.check cimport check_running
 from userswap.enter cimport enter_next
 from userswap.forks cimport forks_protect
-from userswap.inject cimport helper_is_idle
+from userswap.inject cimport helper_is_idle, helper_is_in
 from userswap.limit cimport limit_is_near, limit_near, limit_near_at, room_check_stuck
 from userswap.mappings cimport mappings_look_again, mappings_promote, mappings_protect, mappings_register
 from userswap.mm cimport Mm, engine_stop, mm_end, mm_get, mm_leave, mm_next, mm_put, mm_settled
@@ -36,7 +36,6 @@ from userswap.system cimport (
     sys_prefer,
     sys_process_dead,
     sys_read_small,
-    sys_same_memory,
     sys_signal_eventfd,
     sys_since_us,
     sys_uffd_alive,
@@ -87,7 +86,7 @@ cdef void _look_at_process(Engine *engine, Process *process, bint near) noexcept
         return
     if mm.detaching:
         pass
-    elif process.gone or sys_same_memory(process.pid, mm.helper.pid) == 0:
+    elif process.gone or helper_is_in(&mm.helper, process.pid) == 0:
         _leave(engine, process)
     elif mm.helper_failed or sys_process_dead(mm.helper.pidfd):
         engine_stop(engine, b"the helper of a process was ended by somebody else: process", process.pid)

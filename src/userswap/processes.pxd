@@ -24,6 +24,7 @@ cdef struct Process:
     int64_t untouched       # pages of its own that it may write to and has not: data_vm, stack_vm less `anonymous`
     uint32_t mm_id          # 0: not entered
     bint shares             # it has its parent's address space (vfork, or a helper): not counted
+    bint unsure             # ... or may have: it is being made
     bint helper             # it is one of ours
     bint known              # the monitor has seen it
     bint fresh              # not yet there at a measurement: as much as it may share is not counted

@@ -15,9 +15,12 @@ from libc.string cimport memset, strcmp, strlen, strncpy, strrchr, strstr
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open
 from posix.unistd cimport close
 
+from userswap.tracee cimport status_field, thread_state
 from userswap.system cimport (
     DIR,
     ENOSPC,
+    ENOSYS,
+    EPERM,
     closedir,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -30,6 +33,7 @@ from userswap.system cimport (
     sys_same_memory,
     sys_since_us,
     sys_start_time,
+    sys_waiting_call,
 )
 
 cdef enum:
@@ -41,6 +45,8 @@ cdef enum:
     SMALL_WORTH = 16        # pages: still smaller ones never
     SMALL_SUM = 4096        # pages that all small ones count for: it is not worth it for less
     SMALL_ONCE = 64         # of them that are looked at at once
+    CALL_CLONE = 56         # x86-64
+    CALL_VFORK = 58
 
 
 cdef int tree_init(Tree *tree, pid_t root) noexcept nogil:
@@ -434,10 +440,25 @@ cdef void _inherit(Tree *tree, Process *process) noexcept nogil:
             process.shared = process.sharing
 
 
+cdef bint _shares(Process *process, pid_t root) noexcept nogil:
+    """Whether it has its parent's memory. Where the kernel must not be asked: a helper has, and so has whom its parent
+    waits for amid vfork, or a clone that is one."""
+    cdef int same = sys_same_memory(process.pid, process.parent)
+    cdef long call
+    cdef int64_t tracer
+    if same != -EPERM and same != -ENOSYS:
+        return same == 1
+    tracer = status_field(process.pid, process.pid, b"\nTracerPid:", 10)
+    process.unsure = tracer > 0 and thread_state(root, <pid_t>tracer) != c'X'      # it is a thread of the keeper's
+    _read_name(process)     # a helper gets its own before it is let go
+    call = sys_waiting_call(process.parent, process.parent)
+    return process.helper or call == CALL_VFORK or call == CALL_CLONE
+
+
 cdef void _settle(Tree *tree, Process *process) noexcept nogil:
     """What has its parent's memory does not count for itself, until it runs another program."""
-    if not process.known or process.shares:
-        process.shares = sys_same_memory(process.pid, process.parent) == 1
+    if not process.known or process.shares or process.unsure:
+        process.shares = _shares(process, tree.root)
         if process.known and not process.shares:
             _read_name(process)
             if process.helper:

@@ -563,6 +563,27 @@ static inline int sys_same_memory(pid_t one, pid_t other)
 	return result < 0 ? (int)result : result == 0;
 }
 
+/* 1 if a process has the file mapped at that address, 0 if not, or -errno. */
+static inline int sys_has_mapped(pid_t pid, uint64_t at, int file)
+{
+	struct procmap_query query;
+	struct stat status;
+	char path[64];
+	int maps, result;
+
+	if (fstat(file, &status) != 0)
+		return -errno;
+	snprintf(path, sizeof path, "/proc/%d/maps", (int)pid);
+	maps = open(path, O_RDONLY | O_CLOEXEC);
+	if (maps < 0)
+		return -errno;
+	result = sys_next_mapping(maps, at, &query, NULL, 0);
+	close(maps);
+	if (result == -ENOENT)
+		return 0;
+	return result ? result : query.vma_start <= at && query.inode == (uint64_t)status.st_ino;
+}
+
 /* 1 if the page is neither present nor swapped, 0 if it is, or -errno. */
 static inline int sys_page_absent(int pagemap, uint64_t page)
 {

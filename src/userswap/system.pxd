@@ -23,7 +23,7 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from "system.h" nogil:
     enum:
-        EAGAIN, EBUSY, ENOENT, EEXIST, ESRCH, ENOSPC, EIO, ENOMEM, EINVAL, EPERM, ETIMEDOUT, EFAULT, ECANCELED, EBADMSG
+        EAGAIN, EBUSY, ENOENT, EEXIST, ESRCH, ENOSPC, EIO, ENOMEM, EINVAL, EPERM, ENOSYS, ETIMEDOUT, EFAULT, ECANCELED, EBADMSG
 
     enum:
         EPOLLIN
@@ -156,6 +156,7 @@ cdef extern from "system.h" nogil:
     uint64_t sys_pagemap_guard(int, uint64_t, uint64_t)
     int sys_next_mapping(int, uint64_t, procmap_query *, char *, uint32_t)
     int sys_same_memory(pid_t, pid_t)
+    int sys_has_mapped(pid_t, uint64_t at, int file)
     int sys_page_absent(int, uint64_t)
     int sys_process_dead(int)
     int sys_uffd_alive(int)

@@ -36,6 +36,7 @@ from userswap.inject cimport (
     USERSWAP_NOTHING,
     helper_dismiss,
     helper_is_idle,
+    helper_is_in,
     helper_take,
 )
 from userswap.limit cimport limit_change
@@ -86,7 +87,6 @@ from userswap.system cimport (
     sys_now_us,
     sys_page_absent,
     sys_process_dead,
-    sys_same_memory,
     sys_shared_wake,
     sys_since_us,
     sys_sleep_us,
@@ -699,7 +699,7 @@ cdef bint _bind_process(Engine *engine, Mm *mm) noexcept nogil:
     """Finds the process that an address space was entered through. False where it has gone, or runs another program.
     It is asked for itself: the kernel's lists of children may miss one while others end."""
     cdef Process *process
-    if sys_process_dead(mm.helper.target_pidfd) or sys_same_memory(mm.pid, mm.helper.pid) != 1:
+    if sys_process_dead(mm.helper.target_pidfd) or helper_is_in(&mm.helper, mm.pid) != 1:
         return False
     process = tree_have(&engine.tree, mm.pid)
     if process != NULL:
