@@ -45,7 +45,7 @@ def open_to_all(folder: Path) -> None:
         folder.chmod(0o777)
         for parent in folder.parents:
             if str(parent).startswith("/tmp/pytest"):
-                parent.chmod(0o755)
+                parent.chmod(parent.stat().st_mode | 0o055)
 
 
 # Becomes userswap with all rights but that to be told of forks by the kernel.

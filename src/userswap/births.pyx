@@ -16,9 +16,9 @@ from posix.unistd cimport close
 from userswap.desk cimport BIRTH_COMES, BIRTH_IS, Births, births_answer, births_next
 from userswap.enter cimport enter_verify
 from userswap.forks cimport forks_caught, forks_caught_done
-from userswap.inject cimport USERSWAP_MADVISE, Helper, helper_call, helper_is_in, helper_take
+from userswap.inject cimport USERSWAP_MADVISE, USERSWAP_MAILBOX_SIZE, Helper, helper_call, helper_is_in, helper_take
 from userswap.mappings cimport mappings_register, mappings_register_caught
-from userswap.mm cimport Mm, guard_of, mm_insert, mm_leave, mm_next, mm_put
+from userswap.mm cimport WHOLE_TABLE_BITS, Mm, guard_of, mm_forget, mm_insert, mm_leave, mm_next, mm_put
 from userswap.pagetable cimport table_get
 from userswap.ranges cimport ranges_hit
 from userswap.system cimport (
@@ -38,6 +38,15 @@ from userswap.system cimport (
     sys_signal_eventfd,
 )
 from userswap.types cimport PAGE_BYTES, PAGE_SHIFT, is_present
+
+cdef extern from *:
+    """
+    #include <signal.h>
+    #include <sys/mman.h>
+    """
+    const int SIGKILL
+    int kill(pid_t pid, int signal) nogil
+    int munmap(void *start, size_t length) nogil
 
 cdef enum:
     LOOK_US = 500000        # whether the engine is to end
@@ -138,6 +147,18 @@ cdef int _drop_made(Mm *child, const Births *births) noexcept nogil:
     return 0
 
 
+cdef void _unmake(Engine *engine, Mm *child) noexcept nogil:
+    """One that is not in the table. Its helper and its userfaultfd are the tracer's."""
+    engine.forking.young -= 1
+    mm_forget(engine, child, 0, <uint64_t>1 << WHOLE_TABLE_BITS)
+    close(child.maps)
+    close(child.pagemap)
+    munmap(child.helper.mailbox, USERSWAP_MAILBOX_SIZE)
+    child.uffd = -1
+    child.refs = 1
+    mm_put(engine, child)
+
+
 cdef Mm *_make(Engine *engine, const Births *births) noexcept nogil:
     """In the table, with a reference; or NULL: its helper is still the tracer's."""
     cdef Helper helper = births.helper
@@ -158,6 +179,7 @@ cdef Mm *_make(Engine *engine, const Births *births) noexcept nogil:
     sys_crash_point(b"birth-made")
     if (child.maps < 0 or child.pagemap < 0 or _drop_made(child, births) != 0
             or mappings_register_caught(child) != 0 or mm_insert(engine, child) != 0):
+        _unmake(engine, child)
         return NULL
     sys_crash_point(b"birth-inserted")
     forks_caught_done(engine, engine.forking)
@@ -166,7 +188,6 @@ cdef Mm *_make(Engine *engine, const Births *births) noexcept nogil:
 
 cdef int _bear(Engine *engine, const Births *births) noexcept nogil:
     cdef Mm *child = _known(engine, births)
-    cdef int result = 0
     if child == NULL:
         if engine.forking == NULL:
             return -ESRCH
@@ -176,14 +197,14 @@ cdef int _bear(Engine *engine, const Births *births) noexcept nogil:
         return -ENOMEM
     sys_crash_point(b"birth-let-go")
     if child.binding and not enter_verify(engine, child):
+        kill(births.child, SIGKILL)     # it is still held
         mm_leave(engine, child)
-        result = -EAGAIN
     else:
         mappings_register(engine, child)
         engine.any_unbound = True
         sys_signal_eventfd(engine.attention)        # there is a new userfaultfd to keep
     mm_put(engine, child)
-    return result
+    return 0
 
 
 # ---- which process it is: the monitor's

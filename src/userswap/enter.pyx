@@ -20,7 +20,7 @@ from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
 from userswap.desk cimport desk_await, desk_discard, desk_make, desk_taken
-from userswap.inject cimport Helper, helper_end
+from userswap.inject cimport Helper, helper_end, helper_is_in
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
@@ -227,7 +227,7 @@ cdef bint _is_entered(Engine *engine, pid_t pid, uint32_t *mm_id) noexcept nogil
         mm = mm_next(engine, &position)
         if mm == NULL:
             break
-        found = mm.unbound and mm.pid == pid
+        found = mm.entered and mm.pid == pid and helper_is_in(&mm.helper, pid) == 1
         if found:
             mm.unbound = False
             mm_id[0] = mm.id

@@ -93,7 +93,8 @@ cdef void *_forks_main(void *argument) noexcept nogil:
     sys_prefer(0, PRIORITY_MONITOR)
     while catch_await(state.listener) != 0:
         pthread_mutex_lock(&state.lock)
-        late = state.desk.helper.pid > 0        # who has just been entered is not known to the engine yet
+        # Who has just been entered is not known to the engine yet; and who is to be may be the last child.
+        late = state.desk.helper.pid > 0 or desk_is_busy(state.desk)
         if not late:
             tracing_begin()
             catch_next(state.listener, &state.desk.births)

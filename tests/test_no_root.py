@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Without CAP_SYS_PTRACE: as an ordinary user who may open /dev/userfaultfd, and in a container with its default
+rules. The kernel does not tell of forks there; they are caught."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import (
+    AS_USER,
+    EXIT_OWN_ERROR,
+    MIB,
+    UNBOUNDED,
+    WITHOUT_PTRACE,
+    Programs,
+    Runner,
+    Verbs,
+    wait_until,
+)
+from test_control import CHECKED
+from test_law1 import BALLAST_MIB, BEHAVIOURS, RAM
+from test_programs import redis_under_load
+from test_takeover import kill, working_engine
+
+from userswap import doctor
+from userswap.errors import UserswapError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+# What Docker, Podman and Kubernetes leave to root in a container.
+CAPABILITIES = (
+    "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod "
+    "audit_write setfcap"
+).split()
+NAMESPACES = ("unshare", "--mount", "--net", "--ipc", "--uts", "--cgroup")
+
+
+@pytest.fixture
+def container(programs: Programs) -> list[str]:
+    """Becomes root of a container: its namespaces, its capabilities, and its filter of system calls."""
+    kept = ",".join(f"+{name}" for name in CAPABILITIES)
+    return [*NAMESPACES, "setpriv", f"--bounding-set=-all,{kept}", "--inh-caps=-all", programs("container")]
+
+
+@pytest.fixture(params=["user", "container"])
+def prefix(request: pytest.FixtureRequest, container: list[str]) -> list[str]:
+    return list(AS_USER) if request.param == "user" else container
+
+
+def as_somebody(prefix: list[str], *words: str) -> "subprocess.CompletedProcess[str]":
+    command = [*prefix, sys.executable, "-m", "userswap", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_doctor_says_what_it_costs(prefix: list[str]) -> None:
+    done = as_somebody(prefix, "doctor")
+    assert done.returncode == 0, done
+    assert "\nless  forks " in done.stdout
+    assert done.stdout.endswith("userswap run works here\n")
+
+
+@pytest.mark.parametrize("behaviour", [*(name for name in BEHAVIOURS if "fork" in name), "exec_evicted"])
+def test_behaviour(userswap: Runner, programs: Programs, prefix: list[str], behaviour: str) -> None:
+    run = userswap([programs(behaviour), BALLAST_MIB], RAM, timeout=60, env=CHECKED, prefix=prefix)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") > 0, run.describe()
+    assert run.stats["forks"] > 0 or behaviour in ("vfork_evicted", "exec_evicted"), run.describe()
+
+
+def test_no_wrong_byte(userswap: Runner, programs: Programs, prefix: list[str]) -> None:
+    command = [programs("torture"), "6", "160", "4", "2", "1"]
+    run = userswap(command, RAM, timeout=100, env=CHECKED, tolerance=UNBOUNDED, prefix=prefix)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    counts = json.loads(run.stdout.splitlines()[0])
+    assert counts["fork"] > 0 and counts["fork_world"] > 0 and counts["vfork"] > 0, counts
+    assert run.stats["forks"] > 0, run.describe()
+
+
+def test_engines_killed_at_random(userswap: Runner, programs: Programs) -> None:
+    command = [programs("torture"), "8", "128", "1", "4", "2"]
+    with userswap.start(command, RAM, env=CHECKED, tolerance=UNBOUNDED, prefix=AS_USER) as live:
+        engine = working_engine(live)
+        for _ in range(12):
+            kill(engine)
+            engine = working_engine(live, but=engine)
+            if not engine:
+                break
+        run = live.finish(100)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["takeovers"] > 8, run.describe()
+
+
+def test_what_the_kernel_writes_amid_a_fork(userswap: Runner, programs: Programs) -> None:
+    """Its pages are swapped, and nothing of the child is registered yet."""
+    environment = {**CHECKED, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
+    run = userswap([programs("fork_words"), BALLAST_MIB], RAM, env=environment, prefix=WITHOUT_PTRACE)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") > 0, run.describe()
+
+
+def test_forks_that_do_not_come_about(userswap: Runner, programs: Programs) -> None:
+    """One of a process that somebody else traces is refused: its child would read zeros."""
+    run = userswap([programs("fork_refused"), BALLAST_MIB], RAM, env=CHECKED, prefix=AS_USER)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") > 0, run.describe()
+    assert run.number("refused") == 1, run.describe()
+
+
+def test_redis_saves_in_the_background(userswap: Runner) -> None:
+    redis_under_load(userswap, prefix=WITHOUT_PTRACE)
+
+
+def test_attach_is_refused(prefix: list[str]) -> None:
+    done = as_somebody(prefix, "attach", str(os.getpid()), "--ram", "64M")
+    assert done.returncode == EXIT_OWN_ERROR
+    assert done.stderr == (
+        "userswap: CAP_SYS_PTRACE is not held: forks of what runs already cannot be served "
+        "(userswap doctor says more)\n"
+    )
+
+
+def test_another_version_catches_forks_as_well(userswap: Runner, programs: Programs, verbs: Verbs) -> None:
+    command = [programs("torture"), "8", "128", "1", "4", "2"]
+    environment = {**verbs.env, **CHECKED}
+    with userswap.start(command, RAM, env=environment, tolerance=UNBOUNDED, prefix=WITHOUT_PTRACE) as live:
+        for _ in range(4):
+            wait_until(lambda: bool(verbs.sockets()) and verbs.engine()["forks"] > 0, 30, "it forks")
+            verbs("upgrade")
+        run = live.finish(100)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["forks"] > 0, run.describe()
+
+
+def test_a_detached_program_forks_on(userswap: Runner, programs: Programs, verbs: Verbs) -> None:
+    command = [sys.executable, "-c", DETACHED]
+    with userswap.start(command, RAM, env={**verbs.env, **CHECKED}, tolerance=UNBOUNDED,
+                        prefix=WITHOUT_PTRACE) as live:  # fmt: skip
+        live.wait_for_line("ready", 60)
+        program = int(live.stdout().split()[0])
+        verbs("detach", str(program))
+        before = live.stdout().count(b"forked")
+        wait_until(lambda: live.stdout().count(b"forked") > before + 5, 30, "it forks")
+        os.kill(program, signal.SIGTERM)
+        run = live.finish(30)
+    assert run.returncode == 128 + signal.SIGTERM, run.describe()
+    assert b"Error" not in run.stderr, run.describe()
+
+
+DETACHED = """
+import os, time
+memory = bytearray(os.urandom(1 << 20) * 96)
+print(os.getpid())
+print("ready", flush=True)
+while True:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(memory[::4096] != memory[: 1 << 20 : 4096] * 96)
+    assert os.waitpid(pid, 0)[1] == 0
+    print("forked", flush=True)
+"""
+
+
+# ---- doctor --fix
+
+
+def test_fix_lets_every_user_open_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device, rules = tmp_path / "userfaultfd", tmp_path / "rules.d"
+    os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
+    rules.mkdir()
+    assert doctor.fix(str(device), str(rules)) == 0
+    assert device.stat().st_mode & 0o777 == 0o666
+    assert (rules / doctor.RULE_NAME).read_text() == 'KERNEL=="userfaultfd", MODE="0666"\n'
+    capsys.readouterr()
+    assert doctor.fix(str(device), str(rules)) == 0
+    assert "already" in capsys.readouterr().out
+
+
+def test_fix_without_udev(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device = tmp_path / "userfaultfd"
+    os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
+    assert doctor.fix(str(device), str(tmp_path / "none")) == 0
+    assert "until the next start" in capsys.readouterr().out
+    with pytest.raises(UserswapError, match="No such file"):
+        doctor.fix(str(tmp_path / "nothing"), str(tmp_path))
+
+
+def test_who_may_not_fix_it_is_told_how() -> None:
+    script = "import os; from userswap import doctor; os.setuid(65534); raise SystemExit(doctor.fix())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if os.stat(doctor.DEVICE).st_mode & 0o006 == 0o006:
+        assert done.returncode == 0
+    else:
+        assert done.returncode == 1
+        assert done.stdout.startswith("as root, once:\nchmod 666 /dev/userfaultfd\n"), done
