@@ -283,8 +283,8 @@ def tail(output: bytes) -> str:
 
 
 class Options(TypedDict, total=False):
-    """How a program is run. `stdin` is as for subprocess; `options` are those of `userswap run`. `prefix` is what
-    becomes userswap, as another user for instance.
+    """How a program is run. `stdin` is as for subprocess; `options` are those of `userswap run`; `prefix` is
+    what becomes userswap, as another user for instance.
 
     `tolerance` is how far over the limit its peak may be: infinite for a program that has the kernel
     fill new memory in one call."""

@@ -11,12 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Unpack
 
 import pytest
 
 from redis_client import Redis, server_options
-from support import MIB, PROGRAMS, Live, Options, Programs, Runner, wait_until
+from support import MIB, PROGRAMS, Live, Programs, Runner, wait_until
 
 STATIC = ("-static",)
 MUSL = ("musl-gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
@@ -171,17 +170,13 @@ def serve(live: Live, folder: Path) -> None:
 
 
 def test_redis_saves_in_the_background_under_load(userswap: Runner) -> None:
-    redis_under_load(userswap)
-
-
-def redis_under_load(userswap: Runner, **options: Unpack[Options]) -> None:
     with redis_folder() as folder:
         with userswap.start(redis_command(folder)) as live:
             serve(live, folder)
             native = live.finish(30)
         assert native.returncode == 0, native.describe()
         (folder / "dump.rdb").unlink()
-        with userswap.start(redis_command(folder), native.sampled.peak_bytes // 4, **options) as live:
+        with userswap.start(redis_command(folder), native.sampled.peak_bytes // 4) as live:
             serve(live, folder)
             swapped = live.finish(30)
         assert swapped.returncode == 0, swapped.describe()

@@ -56,8 +56,8 @@ cdef enum:
 # ---- one that is about to fork
 
 cdef bint _is_in(pid_t pid, Mm *mm) noexcept nogil:
-    """Whether it is the process' own. Where the kernel does not say, since it must not be looked at any more, it may be:
-    then it cannot be traced either, and does not get to fork."""
+    """Whether it is the process' own. Where the kernel does not say, since it must not be looked at any more, it may
+    be: then it cannot be traced either, and does not get to fork."""
     cdef int same = helper_is_in(&mm.helper, pid)
     return same == 1 or (same < 0 and same != -ESRCH and mm.pid == pid)
 
@@ -129,8 +129,8 @@ cdef Mm *_known(Engine *engine, const Births *births) noexcept nogil:
 
 
 cdef int _drop_made(Mm *child, const Births *births) noexcept nogil:
-    """Pages that the kernel has made where the child's are swapped: before they are registered, or its helper would wait
-    for us. 0 or -errno."""
+    """Pages that the kernel has made where the child's are swapped: before they are registered, or its helper would
+    wait for us. 0 or -errno."""
     cdef uint32_t at
     cdef uint32_t value
     for at in range(births.place_count):

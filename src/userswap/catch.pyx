@@ -7,12 +7,12 @@ parent's pages are swapped. So a filter of seccomp has the kernel ask us before 
   1. The thread is seized, so that its child will be.
   2. The engine is told, and keeps what the process has as it is: it holds the lock of its address space.
   3. The thread goes on, and forks. Its child stops before its first instruction.
-  4. The child gets a helper and a userfaultfd of its own. The engine is told, has the child's memory registered, gives
-     it what its parent has, and lets go.
+  4. The child gets a helper and a userfaultfd of its own. The engine is told, has the child's memory registered,
+     gives it what its parent has, and lets go.
   5. Both go on.
 
 Nobody is traced but for that long. From the first step to the third the tracer does nothing else, so that nobody is
-entered either: an address space in which nothing is registered when its fork begins has nothing registered when it ends.
+entered either: where nothing is registered when a fork begins, nothing is when it ends.
 
 The kernel itself writes to the child's memory before the child runs: its number, where clone(2) is told to
 (CLONE_CHILD_SETTID), and, whenever it goes on after a step of ours, the number of its CPU (rseq(2)). Where these pages

@@ -20,8 +20,9 @@ cdef enum:
     DESK_REMOVE = 1
 
     # What the tracer says.
-    BIRTH_COMES = 0         # a process is about to fork: what it has stays as it is until one of the others is said.
-                            # 0; -ESRCH: nothing of it is ours; -EAGAIN: a page of `places` is to be touched first
+    # A process is about to fork: what it has stays as it is until one of the others is said. 0; -ESRCH: nothing of it
+    # is ours; -EAGAIN: a page of `places` is to be touched first.
+    BIRTH_COMES = 0
     BIRTH_IS = 1            # it has, and there is a helper in its child. 0 or -errno
     BIRTH_IS_NOT = 2        # it has not
     PLACES_MAX = 8

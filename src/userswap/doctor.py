@@ -25,6 +25,7 @@ CAP_SYS_PTRACE = 19
 
 OK, LESS, FAIL = "ok", "less", "FAIL"
 
+PRIORITY = 4  # the highest that threads of ours ask for (system.h)
 LEAST_FILES = 256  # that have to be allowed
 FILES_A_PROCESS = 8
 MANY_PROCESSES = 400
@@ -102,7 +103,7 @@ def forks_are_told() -> bool:
 
 
 def check_forks() -> Check:
-    """Who is told of the forks of a program, whose children would read zeros else where its memory was swapped."""
+    """Who is told of a program's forks: else children would read zeros where its memory was swapped."""
     if forks_are_told():
         return Check("forks", OK, "CAP_SYS_PTRACE is held")
     held = has_capability(CAP_SYS_PTRACE)
@@ -115,8 +116,8 @@ def check_forks() -> Check:
         )  # fmt: skip
     return Check(
         "forks", LESS, found,
-        "each fork takes a few milliseconds more, set-user-ID programs stay without their rights, and attach\n"
-        "does not work",
+        "each fork takes a few milliseconds more, set-user-ID programs stay without their rights,\n"
+        "and attach does not work",
         CAPABILITY,
     )  # fmt: skip
 
@@ -219,6 +220,21 @@ def check_open_files() -> Check:
     return Check(name, OK, f"{most} at most")
 
 
+def check_real_time() -> Check:
+    """By asking for it, in a thread's stead for a moment."""
+    name = "real time"
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except OSError:
+        return Check(
+            name, LESS, "not allowed",
+            "on busy CPUs faults take longer, and memory may be over the limit for moments",
+            f"ulimit -r {PRIORITY}, or rtprio in /etc/security/limits.conf",
+        )  # fmt: skip
+    return Check(name, OK, "allowed")
+
+
 def check_memory() -> Check:
     total, available = ram.memory_total(), ram.memory_available()
     return Check("memory", OK, f"{format_size(available)} available of {format_size(total)}")
@@ -276,6 +292,7 @@ NEEDED: tuple[Callable[[], Check], ...] = (
 ALL: tuple[Callable[[], Check], ...] = (
     *NEEDED,
     check_ptrace,
+    check_real_time,
     check_memory,
     check_cgroup,
     check_swap_directory,
@@ -297,7 +314,8 @@ def refuse_untold_forks() -> None:
     """Raise UserswapError if nothing can be attached to."""
     if not forks_are_told():
         raise UserswapError(
-            "CAP_SYS_PTRACE is not held: forks of what runs already cannot be served (userswap doctor says more)"
+            "CAP_SYS_PTRACE is not held: forks of what runs already cannot be served "
+            "(userswap doctor says more)"
         )
 
 
@@ -326,8 +344,8 @@ def doctor() -> int:
 
 
 def fix(device: str = DEVICE, rules: str = RULES) -> int:
-    """Let every user open the device: now, and after each start of the machine by a rule of udev. Who is not root is
-    told how. 0 if it is so afterwards, else 1. Raises UserswapError."""
+    """Let every user open the device: now, and after each start of the machine by a rule of udev. Who is not
+    root is told how. 0 if it is so afterwards, else 1. Raises UserswapError."""
     try:
         mode = os.stat(device).st_mode
     except OSError as error:

@@ -475,8 +475,8 @@ cdef class Engine:
             with nogil:
                 takeover_begin(engine)
                 births_resume(engine)
-        if (births_start(engine) != 0 or workers_start(engine) != 0 or evict_start(engine) != 0 or monitor_start(engine) != 0
-                or enter_start(engine) != 0 or sampler_start(engine) != 0):
+        if (births_start(engine) != 0 or workers_start(engine) != 0 or evict_start(engine) != 0
+                or monitor_start(engine) != 0 or enter_start(engine) != 0 or sampler_start(engine) != 0):
             raise EngineError("the engine's threads cannot be started")
 
     def fileno(self):

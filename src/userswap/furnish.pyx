@@ -371,7 +371,6 @@ cdef int make_mailbox(Tracee *child, Region *region, Link *link, Helper *helper)
     return helper_take(helper) if fchmod(helper.mailbox_fd, 0o600) == 0 else -errno
 
 
-
 # ---- the userfaultfd ----
 
 cdef int uffd_by_device(Tracee *child, Link *link) noexcept nogil:

@@ -163,7 +163,9 @@ class Keeper:
         self._start_engine()
         self._await_engine()
         ours, theirs = channel_pair()
-        self._program, pipe = launch.fork_program(command, inherited, theirs if self._options.catches else None)
+        self._program, pipe = launch.fork_program(
+            command, inherited, theirs if self._options.catches else None
+        )
         theirs.close()
         self._leave_terminal()
         inherited.detach()

@@ -76,11 +76,9 @@ class Failure(Exception):
         self.status = status
 
 
-def fork_program(
-    command: list[str], inherited: Inherited, forks: "Channel | None" = None
-) -> tuple[int, int]:
-    """Fork and exec. Returns the pid and a pipe for `await_exec`. Where its forks are to be caught, `forks` is sent
-    the listener that tells of them, before the exec."""
+def fork_program(command: list[str], inherited: Inherited, forks: "Channel | None" = None) -> tuple[int, int]:
+    """Fork and exec. Returns the pid and a pipe for `await_exec`. Where its forks are to be caught, `forks`
+    is sent the listener that tells of them, before the exec."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:

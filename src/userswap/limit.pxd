@@ -18,5 +18,6 @@ cdef bint limit_near(Engine *engine) noexcept nogil
 cdef bint limit_reached_by(Engine *engine, int64_t pages) noexcept nogil
 cdef int64_t limit_near_at(Engine *engine) noexcept nogil
 cdef bint limit_is_near(Engine *engine, int64_t pages) noexcept nogil
+cdef void limit_may_be_late(Engine *engine) noexcept nogil
 cdef void limit_burst(Engine *engine) noexcept nogil
 cdef int64_t limit_least() noexcept nogil

@@ -33,6 +33,7 @@ from userswap.types cimport BLOCK_PAGES
 cdef enum:
     SURGE_TICKS = 256       # looks after which the distance shrinks by a sixteenth
     BURST_PAGES = 2048      # what a few processes write after a fork, before they are looked at
+    LATE_PAGES = 4096       # what may be touched while the sampler waits for its turn on a CPU
     STUCK_US = 20000000     # faults that wait for so long without any eviction will wait for ever
 
 
@@ -57,9 +58,19 @@ cdef int64_t _reserve(int64_t limit) noexcept nogil:
     return max(limit // 32, <int64_t>3 * BLOCK_PAGES)
 
 
+cdef void limit_may_be_late(Engine *engine) noexcept nogil:
+    """The sampler has no right to run in time: the distance from high to limit is wider for good."""
+    pthread_mutex_lock(&engine.limit_lock)
+    engine.late = True
+    _set_marks(engine, engine.surge)
+    pthread_mutex_unlock(&engine.limit_lock)
+
+
 cdef void _set_marks(Engine *engine, int64_t surge) noexcept nogil:
     """limit_lock is held."""
     engine.surge = surge
+    if engine.late:
+        surge = max(surge, min(engine.limit // 8, <int64_t>LATE_PAGES))
     engine.high = engine.limit - _reserve(engine.limit) - surge
     engine.low = engine.high - max(engine.limit // 64, <int64_t>3 * BLOCK_PAGES)
 

@@ -384,7 +384,7 @@ cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil:
 
 cdef int mappings_register_caught(Mm *child) noexcept nogil:
     """Of a fork's child that has a helper, and has not run yet: registers all that may be, and write-protects what is
-    present. What is known of its pages is its parent's word. Returns 0, or -EAGAIN where swapped memory could not be."""
+    present. What is known of its pages is its parent's word. 0, or -EAGAIN where swapped memory could not be."""
     cdef procmap_query mapping
     cdef char name[4352]
     cdef uint64_t at = 0

@@ -199,6 +199,7 @@ cdef struct Engine:
     int64_t low             # the evictor works above it
     int64_t surge           # by how much high is lower than usual, as memory was seen to grow in bursts
     uint32_t calm           # looks since
+    bint late               # ... which may be late, without the right to real time
     int64_t high            # a fault waits above it
     int64_t granted         # all pages ever put in place by the engine
     int64_t copied          # all pages ever taken as a relative kept the old one, so that no process' count tells

@@ -13,7 +13,7 @@ the last sample. All that may take longer is the monitor's, which is woken after
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.arena cimport arena_pages
-from userswap.limit cimport limit_near, limit_near_at, room_sampled
+from userswap.limit cimport limit_may_be_late, limit_near, limit_near_at, room_sampled
 from userswap.processes cimport TOUCH_PAGES_A_MS, tree_find, tree_own_pages, tree_sample
 from userswap.system cimport (
     PRIORITY_SAMPLER,
@@ -52,7 +52,8 @@ cdef uint64_t _interval_us(Engine *engine) noexcept nogil:
 cdef void *_sampler_main(void *argument) noexcept nogil:
     cdef Engine *engine = <Engine *>argument
     sys_name_thread(b"sampler")
-    sys_prefer(0, PRIORITY_SAMPLER)
+    if sys_prefer(0, PRIORITY_SAMPLER) != 0:
+        limit_may_be_late(engine)
     while not engine.stopping:
         _sample(engine)
         sys_poll_in(engine.stop_event, _interval_us(engine))

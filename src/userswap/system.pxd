@@ -23,7 +23,8 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from "system.h" nogil:
     enum:
-        EAGAIN, EBUSY, ENOENT, EEXIST, ESRCH, ENOSPC, EIO, ENOMEM, EINVAL, EPERM, ENOSYS, ETIMEDOUT, EFAULT, ECANCELED, EBADMSG
+        EAGAIN, EBUSY, ENOENT, EEXIST, ESRCH, ENOSPC, EIO, ENOMEM, EINVAL, EPERM, EFAULT, ECANCELED, EBADMSG
+        ENOSYS, ETIMEDOUT
 
     enum:
         EPOLLIN
@@ -180,7 +181,7 @@ cdef extern from "system.h" nogil:
     void sys_name_thread(const char *)
     # Real-time priorities, higher first. A thread that is traced may spin in a fault of its own until it is served.
     const int PRIORITY_TRACEE, PRIORITY_FAULT, PRIORITY_MONITOR, PRIORITY_SAMPLER
-    void sys_prefer(pid_t, int)
+    int sys_prefer(pid_t, int)
     void sys_step_back()
     uint64_t sys_robust_list(pid_t)
     ctypedef struct sys_schedule "struct sys_schedule":
