@@ -29,28 +29,28 @@
 #define USERSWAP_GIVE(action) BPF_STMT(BPF_RET | BPF_K, (action))
 
 /* Calls that copy memory are told of: fork, and clone without CLONE_VM. clone3, whose flags a filter cannot see, is not
- * there: the C libraries then do without, as they do in most containers. Also the numbers of 32-bit programs, and of x32
- * ones, which are marked by a bit. Returns a descriptor, or -errno: -EBUSY where there is such a filter already. */
+ * there: the C libraries then do without, as they do in most containers. Also the numbers of 32-bit programs, and of
+ * x32 ones, which are marked by a bit. Returns a descriptor, or -errno: -EBUSY where there is such a filter already. */
 static inline int notice_install(void)
 {
 	enum { X32 = 0x40000000, FORK = 57, CLONE = 56, CLONE3 = 435, FORK_32 = 2, CLONE_32 = 120 };
 	struct sock_filter code[] = {
-		/* 0 */ USERSWAP_LOAD(arch),
-		USERSWAP_IS(AUDIT_ARCH_X86_64, 0, 4),
-		/* 2 */ USERSWAP_LOAD(nr),
-		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, ~(uint32_t)X32),
-		USERSWAP_IS(FORK, 10, 0),
-		USERSWAP_IS(CLONE, 4, 6),
-		/* 6 */ USERSWAP_IS(AUDIT_ARCH_I386, 0, 6),
-		USERSWAP_LOAD(nr),
-		USERSWAP_IS(FORK_32, 6, 0),
-		USERSWAP_IS(CLONE_32, 0, 2),
-		/* 10 */ USERSWAP_LOAD(args[0]), /* its lower half */
-		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_VM, 1, 3),
-		/* 12 */ USERSWAP_IS(CLONE3, 1, 0),
-		/* 13 */ USERSWAP_GIVE(SECCOMP_RET_ALLOW),
-		/* 14 */ USERSWAP_GIVE(SECCOMP_RET_ERRNO | ENOSYS),
-		/* 15 */ USERSWAP_GIVE(SECCOMP_RET_USER_NOTIF),
+	    /* 0 */ USERSWAP_LOAD(arch),
+	    USERSWAP_IS(AUDIT_ARCH_X86_64, 0, 4),
+	    /* 2 */ USERSWAP_LOAD(nr),
+	    BPF_STMT(BPF_ALU | BPF_AND | BPF_K, ~(uint32_t)X32),
+	    USERSWAP_IS(FORK, 10, 0),
+	    USERSWAP_IS(CLONE, 4, 6),
+	    /* 6 */ USERSWAP_IS(AUDIT_ARCH_I386, 0, 6),
+	    USERSWAP_LOAD(nr),
+	    USERSWAP_IS(FORK_32, 6, 0),
+	    USERSWAP_IS(CLONE_32, 0, 2),
+	    /* 10 */ USERSWAP_LOAD(args[0]), /* its lower half */
+	    BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_VM, 1, 3),
+	    /* 12 */ USERSWAP_IS(CLONE3, 1, 0),
+	    /* 13 */ USERSWAP_GIVE(SECCOMP_RET_ALLOW),
+	    /* 14 */ USERSWAP_GIVE(SECCOMP_RET_ERRNO | ENOSYS),
+	    /* 15 */ USERSWAP_GIVE(SECCOMP_RET_USER_NOTIF),
 	};
 	struct sock_fprog program = {sizeof code / sizeof *code, code};
 	unsigned long flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
