@@ -62,7 +62,12 @@ def test_doctor_says_what_it_costs(prefix: list[str]) -> None:
     assert done.stdout.endswith("userswap run works here\n")
 
 
-@pytest.mark.parametrize("behaviour", [*(name for name in BEHAVIOURS if "fork" in name), "exec_evicted"])
+@pytest.mark.parametrize(
+    ("prefix", "behaviour"),
+    [("user", name) for name in ("exec_evicted", *BEHAVIOURS) if "fork" in name or "exec" in name]
+    + [("container", name) for name in ("exec_evicted", "fork_evicted", "vfork_evicted")],
+    indirect=["prefix"],
+)
 def test_behaviour(userswap: Runner, programs: Programs, behaviour: str, prefix: list[str]) -> None:
     run = userswap(
         [programs(behaviour), BALLAST_MIB], RAM, timeout=60, env=CHECKED, prefix=prefix, tolerance=LATE
