@@ -19,9 +19,9 @@ The kernel itself writes to the child's memory before the child runs: its number
 are swapped, it makes fresh ones of zeros, as nothing is registered yet. The engine drops those, and what was written we
 write again, to the pages that come in for it."""
 
-from libc.errno cimport EAGAIN, EINVAL, ENOSYS, EPERM, ESRCH, errno
+from libc.errno cimport EAGAIN, EALREADY, EINVAL, ENOSYS, EPERM, ESRCH, errno
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.types cimport pid_t
 from posix.unistd cimport close
 
@@ -81,6 +81,7 @@ cdef extern from *:
         uint32_t pid
         seccomp_data data
     int notice_install() nogil
+    void notice_hurry(int fd) nogil
     int notice_wait(int fd, int milliseconds) nogil
     int notice_receive(int fd, seccomp_notif *notice) nogil
     int notice_answer(int fd, uint64_t id, int error) nogil
@@ -91,14 +92,18 @@ cdef enum:
     NUMBER_BYTES = 4
     RSEQ_BYTES = 32                     # of it the kernel writes: numbers of the CPU, its node, and the like
     STAGING_BYTES = 4 << 20
+    TURN_MS = 2                         # somebody may come to wait anew, or be stopped, meanwhile
     FORK_MS = 20                        # a fork that takes longer may have failed
     INJECT_TRIES = 50
+    TOUCH_TRIES = 100
     TRY_AGAIN_US = 2000
 
 cdef uint64_t FEATURES = (
     UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE
     | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE | UFFD_FEATURE_THREAD_ID
 )
+
+cdef uint64_t OPTIONS = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_EXITKILL
 
 cdef struct RseqConfiguration:
     uint64_t address
@@ -116,17 +121,19 @@ cdef struct Words:                      # of the child's, that the kernel writes
 
 # ---- one fork: the one that forks
 
-cdef int _await_fork(pid_t tid, pid_t *child, int *signal) noexcept nogil:
+cdef int _await_fork(pid_t tid, pid_t *child, int *signal, Waits waits, void *context) noexcept nogil:
     """Until it has: 0. Or -EAGAIN where it has not, and has stopped for another reason: *signal is to be delivered. Or
-    -errno, where it died or does not stop."""
+    -EALREADY where it has not, and waits for its next one. Or -errno, where it died or does not stop."""
     cdef unsigned long message = 0
     cdef int rc, stop = 0
-    cdef bint interrupted = False
+    cdef int turns = 0
     while True:
-        rc = await_stop(tid, &stop, STEP_LIMIT_MS if interrupted else FORK_MS)
-        if rc == -EAGAIN and not interrupted:
-            interrupted = True
-            if ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) < 0:
+        rc = await_stop(tid, &stop, TURN_MS)
+        if rc == -EAGAIN and turns < STEP_LIMIT_MS // TURN_MS:
+            turns += 1
+            if waits(context, tid):
+                return -EALREADY
+            if turns == FORK_MS // TURN_MS and ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) < 0:
                 return -errno
             continue
         if rc < 0:
@@ -163,10 +170,11 @@ cdef int _tell(Births *births, uint32_t what) noexcept nogil:
     return result
 
 
-cdef int _announce(Births *births, pid_t tid, uint64_t flags, uint64_t number_at) noexcept nogil:
+cdef int _announce(Births *births, const Notice *notice, uint64_t flags, uint64_t number_at) noexcept nogil:
     """0: the engine keeps all as it is. -ESRCH: it has nothing of that process."""
     cdef int rc
-    births.parent = <pid_t>status_field(tid, tid, b"\nTgid:", 10)
+    cdef int tries = 0
+    births.parent = notice.target
     births.place_count = 0
     if flags & CLONE_PARENT_SETTID:     # which would be a fault that nobody answers meanwhile
         births.places[0] = number_at >> PAGE_SHIFT
@@ -176,7 +184,10 @@ cdef int _announce(Births *births, pid_t tid, uint64_t flags, uint64_t number_at
         rc = _tell(births, BIRTH_COMES)
         if rc != -EAGAIN:
             return rc
-        _touch(tid, number_at)
+        tries += 1
+        if tries == TOUCH_TRIES:        # nobody can write to it: the kernel will not, either
+            births.place_count = 0
+        _touch(notice.tid, number_at)
 
 
 # ---- and its child
@@ -285,45 +296,55 @@ cdef void _bear(Births *births, pid_t parent, pid_t pid, uint64_t number_at, bin
 
 # ---- all of it
 
-cdef void _fork(int listener, Births *births, seccomp_notif *notice) noexcept nogil:
-    cdef pid_t tid = <pid_t>notice.pid
+cdef bint catch_fork(int listener, Births *births, const Notice *notice, bint seized, bint refused, Waits waits,
+                     void *context) noexcept nogil:
+    """Sees to one fork, or has it fail where it is `refused`. The caller traces (tracing_begin), and nobody else does
+    meanwhile. True where it failed and the thread waits for its next one already, and is still seized: that is to be
+    seen to at once, by the same thread of ours, with `seized`."""
+    cdef pid_t tid = notice.tid
     cdef pid_t child = 0
-    cdef uint64_t flags = notice.data.args[0] if notice.data.nr & 0x3fffffff == CLONE_CALL else 0
-    cdef bint native = notice.data.arch == AUDIT_ARCH_X86_64
+    cdef uint64_t flags = notice.args[0] if notice.call & 0x3fffffff == CLONE_CALL else 0
+    cdef bint native = notice.arch == AUDIT_ARCH_X86_64
+    cdef uint64_t number_at = notice.args[3] if flags & CLONE_CHILD_SETTID and native else 0
     cdef int signal = 0
-    cdef bint seized, held
+    cdef bint held = False
     cdef int rc
-    if native and flags & CLONE_UNTRACED:
+    if native and flags & CLONE_UNTRACED and not seized:
         notice_answer(listener, notice.id, EPERM)
-        return
-    seized = ptrace(PTRACE_SEIZE, tid, NULL, <void *>(PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE
-                                                      | PTRACE_O_EXITKILL)) == 0
-    held = _announce(births, tid, flags if native else 0, notice.data.args[2]) == 0
-    if held and not (seized and native):
+        return False
+    if not seized:
+        seized = ptrace(PTRACE_SEIZE, tid, NULL, <void *>OPTIONS) == 0
+    refused = refused or flags & CLONE_UNTRACED != 0
+    if not refused:
+        held = _announce(births, notice, flags if native else 0, notice.args[2]) == 0
+    if refused or (held and not (seized and native)):
         # Somebody else traces it, or it is a strange one: it gets no child that would read zeros.
-        _tell(births, BIRTH_IS_NOT)
+        if held:
+            _tell(births, BIRTH_IS_NOT)
         notice_answer(listener, notice.id, EAGAIN if native else ENOSYS)
         held = False
         rc = -EAGAIN
     else:
         rc = notice_answer(listener, notice.id, 0)
     if not seized:
-        return
-    if rc == 0:
-        rc = _await_fork(tid, &child, &signal)
-    elif rc == -EAGAIN:         # it is let go at the next stop that can be had
+        return False
+    if rc == -EAGAIN:           # it is let go at the next stop that can be had
         ptrace(PTRACE_INTERRUPT, tid, NULL, NULL)
-        rc = _await_fork(tid, &child, &signal)
+    if rc == 0 or rc == -EAGAIN:
+        rc = _await_fork(tid, &child, &signal, waits, context)
     if rc == 0:
-        _bear(births, births.parent, child, notice.data.args[3] if flags & CLONE_CHILD_SETTID and native else 0, held)
+        _bear(births, births.parent, child, number_at, held)
     elif held:
         _tell(births, BIRTH_IS_NOT)
+    if rc == -EALREADY:
+        return True
     if rc == -EINVAL:           # it may fork at any time yet
         kill(births.parent, SIGKILL)
     if rc == -EAGAIN and signal == 0:
         bystander_release(births.parent, tid)
     else:
         ptrace(PTRACE_DETACH, tid, NULL, <void *><long>signal)
+    return False
 
 
 cdef int catch_install() noexcept nogil:
@@ -337,8 +358,21 @@ cdef int catch_await(int listener) noexcept nogil:
     return notice_wait(listener, -1)
 
 
-cdef void catch_next(int listener, Births *births) noexcept nogil:
-    """Sees to one fork, if somebody still waits. The caller traces (tracing_begin), and nobody else does meanwhile."""
-    cdef seccomp_notif notice
-    if notice_wait(listener, 0) == 1 and notice_receive(listener, &notice) == 0:
-        _fork(listener, births, &notice)
+cdef void catch_hurry(int listener) noexcept nogil:
+    """Asks to be told at once."""
+    notice_hurry(listener)
+
+
+cdef bint catch_receive(int listener, Notice *notice) noexcept nogil:
+    """False where nobody waits any more. Until it is received a signal ends the wait; and the call, with EINTR, if its
+    handler is of those that do not have calls restarted. From then on only the fork does."""
+    cdef seccomp_notif received
+    if notice_wait(listener, 0) != 1 or notice_receive(listener, &received) != 0:
+        return False
+    notice.id = received.id
+    notice.tid = <pid_t>received.pid
+    notice.target = <pid_t>status_field(notice.tid, notice.tid, b"\nTgid:", 10)
+    notice.call = received.data.nr
+    notice.arch = received.data.arch
+    memcpy(notice.args, received.data.args, sizeof(notice.args))
+    return True

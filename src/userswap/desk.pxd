@@ -64,6 +64,10 @@ cdef void desk_void(Desk *desk) noexcept nogil
 cdef void desk_taken(Desk *desk) noexcept nogil
 cdef void desk_discard(Desk *desk) noexcept nogil
 cdef bint desk_next(Desk *desk) noexcept nogil
+cdef inline pid_t desk_target(const Desk *desk) noexcept nogil:
+    """The process that is asked for."""
+    return desk.removed.target if desk.what == DESK_REMOVE else desk.target
+
 cdef void desk_answer(Desk *desk, int result) noexcept nogil
 cdef bint births_next(Births *births, uint64_t us) noexcept nogil
 cdef void births_answer(Births *births, int result) noexcept nogil

@@ -372,7 +372,7 @@ class Keeper:
             or self._asked
             or attaching
             or not self._engine
-            or not self._tracer.try_hold()
+            or not self._tracer.try_still()
         ):
             return
         (key, command), self._upgrade = self._upgrade, None
@@ -385,7 +385,7 @@ class Keeper:
             elif not self._over and self._failure is None:
                 self._upgraded = (key, self._become(key, command))
         finally:
-            self._tracer.release()
+            self._tracer.go()
         self._engine_ended(status)
 
     def _become(self, key: str, command: list[str]) -> str:

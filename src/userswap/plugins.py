@@ -27,4 +27,5 @@ class Store(ABC):
 
     @abstractmethod
     def discard(self, block: int) -> None:
-        """The block is not read again before it is written again. May do nothing."""
+        """The block is not read again before it is written again. May do nothing. Where an engine has died,
+        the next one may not know of it and say it once more."""

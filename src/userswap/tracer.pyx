@@ -14,13 +14,16 @@ from posix.types cimport pid_t
 
 import os
 
-from userswap.catch cimport catch_await, catch_install, catch_next
-from userswap.desk cimport DESK_BYTES, DESK_REMOVE, Desk, desk_answer, desk_is_busy, desk_next, desk_void
+from userswap.catch cimport Notice, catch_await, catch_fork, catch_hurry, catch_install, catch_receive
+from userswap.desk cimport DESK_BYTES, DESK_REMOVE, Desk, desk_answer, desk_is_busy, desk_next, desk_target, desk_void
 from userswap.inject cimport Helper, helper_hand_over, helper_inject, helper_remove, inject_expect_filter
 from userswap.system cimport (
     EAGAIN,
     ESRCH,
+    FOR_EVER_US,
     PRIORITY_MONITOR,
+    PRIORITY_SAMPLER,
+    load_u32,
     pthread_create,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -28,6 +31,8 @@ from userswap.system cimport (
     pthread_mutex_trylock,
     pthread_mutex_unlock,
     pthread_t,
+    sys_futex_advance,
+    sys_futex_wait,
     sys_map_anonymous_shared,
     sys_name_thread,
     sys_prefer,
@@ -37,7 +42,9 @@ from userswap.tracee cimport tracing_begin, tracing_end
 
 cdef enum:
     SPARED_MAX = 32
-    TAKEN_US = 100          # an engine soon takes what it has asked for
+    NOTICES_MAX = 256
+    SOON_US = 100
+    FAILURES = 500          # forks in a row that fail at once
 
 cdef struct State:
     Desk *desk
@@ -46,6 +53,13 @@ cdef struct State:
     uint32_t spared_end     # those that ever were
     int listener            # where forks are told of that are caught; -1: they are not
     pid_t born              # the last child of one
+    # Held to receive, and while what the engine asks for is done: who forks then can be stopped. Guards what follows;
+    # comes after `lock`.
+    pthread_mutex_t receive_lock
+    Notice notices[256]     # NOTICES_MAX: forks that wait, [first, end)
+    uint32_t first
+    uint32_t end
+    uint32_t received       # futex
 
 
 cdef int _serve(State *state) noexcept nogil:
@@ -68,42 +82,147 @@ cdef int _serve(State *state) noexcept nogil:
     return result
 
 
+# ---- forks that are caught
+
+cdef bint _is_about_to_fork(State *state, pid_t target) noexcept nogil:
+    """It waits, then, and cannot be stopped. receive_lock is held."""
+    cdef uint32_t at
+    for at in range(state.first, state.end):
+        if state.notices[at % NOTICES_MAX].target == target:
+            return True
+    return False
+
+
+cdef void *_receive_main(void *argument) noexcept nogil:
+    """Receives what the kernel tells, at once. Ends when nobody is left who could fork."""
+    cdef State *state = <State *>argument
+    cdef bint full
+    sys_name_thread(b"receive")
+    sys_prefer(0, PRIORITY_SAMPLER)
+    catch_hurry(state.listener)
+    while catch_await(state.listener) != 0:
+        pthread_mutex_lock(&state.receive_lock)
+        full = state.end - state.first == NOTICES_MAX
+        if not full and catch_receive(state.listener, &state.notices[state.end % NOTICES_MAX]):
+            state.end += 1
+            sys_futex_advance(&state.received)
+        pthread_mutex_unlock(&state.receive_lock)
+        if full:
+            sys_sleep_us(SOON_US)
+    return NULL
+
+
+cdef bint _next_notice(State *state, Notice *notice) noexcept nogil:
+    cdef bint found
+    pthread_mutex_lock(&state.receive_lock)
+    found = state.first != state.end
+    if found:
+        notice[0] = state.notices[state.first % NOTICES_MAX]
+    pthread_mutex_unlock(&state.receive_lock)
+    return found
+
+
+cdef bint _waits(void *context, pid_t tid) noexcept nogil:
+    """Whether this thread is about to fork; then its notice becomes the first."""
+    cdef State *state = <State *>context
+    cdef uint32_t at
+    cdef Notice notice
+    cdef bint found = False
+    pthread_mutex_lock(&state.receive_lock)
+    for at in range(state.first, state.end):
+        if state.notices[at % NOTICES_MAX].tid == tid:
+            notice = state.notices[at % NOTICES_MAX]
+            state.notices[at % NOTICES_MAX] = state.notices[state.first % NOTICES_MAX]
+            state.notices[state.first % NOTICES_MAX] = notice
+            found = True
+            break
+    pthread_mutex_unlock(&state.receive_lock)
+    return found
+
+
+cdef void _catch(State *state, Notice *notice) noexcept nogil:
+    """The first one. One whose forks fail again and again is not to keep the others waiting. state.lock is held."""
+    cdef bint again = False
+    cdef int turns = 0
+    tracing_begin()
+    while True:
+        pthread_mutex_lock(&state.receive_lock)
+        state.first += 1
+        pthread_mutex_unlock(&state.receive_lock)
+        again = catch_fork(state.listener, &state.desk.births, notice, again, turns >= FAILURES, _waits, state)
+        if not again:
+            break
+        _next_notice(state, notice)
+        turns += 1
+    state.born = state.desk.births.child
+    tracing_end()
+
+
+cdef bint _is_late(State *state) noexcept nogil:
+    """Whether what the engine has asked for comes first: who has just been entered is not known to it yet, and who is
+    to be may be the last child. But for one that cannot be stopped. state.lock is held."""
+    cdef bint late = state.desk.helper.pid > 0
+    if not late and desk_is_busy(state.desk):
+        pthread_mutex_lock(&state.receive_lock)
+        late = not _is_about_to_fork(state, desk_target(state.desk))
+        pthread_mutex_unlock(&state.receive_lock)
+    return late
+
+
+cdef void *_forks_main(void *argument) noexcept nogil:
+    """Sees to them, one after the other."""
+    cdef State *state = <State *>argument
+    cdef Notice notice
+    cdef uint32_t seen
+    cdef bint late
+    sys_name_thread(b"forks")
+    sys_prefer(0, PRIORITY_MONITOR)
+    while True:
+        seen = load_u32(&state.received)
+        if not _next_notice(state, &notice):
+            sys_futex_wait(&state.received, seen, FOR_EVER_US)
+            continue
+        pthread_mutex_lock(&state.lock)
+        late = _is_late(state)
+        if not late:
+            _catch(state, &notice)
+        pthread_mutex_unlock(&state.lock)
+        if late:
+            sys_sleep_us(SOON_US)
+    return NULL
+
+
+# ---- what the engine asks for
+
+cdef bint _serve_desk(State *state) noexcept nogil:
+    """False where the process is about to fork: that comes first. state.lock is held."""
+    cdef bint served = True
+    cdef int result
+    pthread_mutex_lock(&state.receive_lock)
+    tracing_begin()
+    if desk_is_busy(state.desk):
+        served = not _is_about_to_fork(state, desk_target(state.desk))
+        if served:
+            result = _serve(state)
+            desk_answer(state.desk, result)
+    tracing_end()
+    pthread_mutex_unlock(&state.receive_lock)
+    return served
+
+
 cdef void *_main(void *argument) noexcept nogil:
     cdef State *state = <State *>argument
-    cdef int result
+    cdef bint served
     sys_name_thread(b"tracer")
     sys_prefer(0, PRIORITY_MONITOR)
     while True:
         if not desk_next(state.desk):
             continue
         pthread_mutex_lock(&state.lock)
-        tracing_begin()
-        if desk_is_busy(state.desk):
-            result = _serve(state)
-            desk_answer(state.desk, result)
-        tracing_end()
+        served = _serve_desk(state)
         pthread_mutex_unlock(&state.lock)
-
-
-cdef void *_forks_main(void *argument) noexcept nogil:
-    """The same for forks. Ends when nobody is left who could fork."""
-    cdef State *state = <State *>argument
-    cdef bint late
-    sys_name_thread(b"forks")
-    sys_prefer(0, PRIORITY_MONITOR)
-    while catch_await(state.listener) != 0:
-        pthread_mutex_lock(&state.lock)
-        # Who has just been entered is not known to the engine yet; and who is to be may be the last child.
-        late = state.desk.helper.pid > 0 or desk_is_busy(state.desk)
-        if not late:
-            tracing_begin()
-            catch_next(state.listener, &state.desk.births)
-            state.born = state.desk.births.child
-            tracing_end()
-        pthread_mutex_unlock(&state.lock)
-        if late:
-            sys_sleep_us(TAKEN_US)
-    return NULL
+        if not served:
+            sys_sleep_us(SOON_US)
 
 
 def watch_forks():
@@ -127,6 +246,7 @@ cdef class Tracer:
         self._state.desk.births.caught = catches
         self._state.listener = -1
         pthread_mutex_init(&self._state.lock, NULL)
+        pthread_mutex_init(&self._state.receive_lock, NULL)
 
     @property
     def desk(self):
@@ -140,7 +260,9 @@ cdef class Tracer:
         if error == 0 and listener >= 0:
             inject_expect_filter()
             self._state.listener = listener
-            error = pthread_create(&thread, NULL, _forks_main, &self._state)
+            error = pthread_create(&thread, NULL, _receive_main, &self._state)
+            if error == 0:
+                error = pthread_create(&thread, NULL, _forks_main, &self._state)
         if error != 0:
             raise OSError(error, "the tracer cannot be started")
 
@@ -163,6 +285,20 @@ cdef class Tracer:
         return pthread_mutex_trylock(&self._state.lock) == 0
 
     def release(self):
+        pthread_mutex_unlock(&self._state.lock)
+
+    def try_still(self):
+        """As try_hold(), and nobody has been received who forks, nor will be. Until go()."""
+        if pthread_mutex_trylock(&self._state.lock) != 0:
+            return False
+        pthread_mutex_lock(&self._state.receive_lock)
+        if self._state.first == self._state.end:
+            return True
+        self.go()
+        return False
+
+    def go(self):
+        pthread_mutex_unlock(&self._state.receive_lock)
         pthread_mutex_unlock(&self._state.lock)
 
     def void(self):

@@ -77,7 +77,7 @@ class Folder(userswap.Store):
 
     def discard(self, block: int) -> None:
         self._obey("discard")
-        (self.folder / str(block)).unlink()
+        (self.folder / str(block)).unlink(missing_ok=True)
 
 
 class Sized(Dict):
