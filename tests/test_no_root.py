@@ -64,7 +64,7 @@ def test_doctor_says_what_it_costs(prefix: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "behaviour"),
-    [("user", name) for name in ("exec_evicted", *BEHAVIOURS) if "fork" in name or "exec" in name]
+    [("user", name) for name in BEHAVIOURS if "fork" in name or "exec" in name]
     + [("container", name) for name in ("exec_evicted", "fork_evicted", "vfork_evicted")],
     indirect=["prefix"],
 )

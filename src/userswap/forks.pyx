@@ -75,7 +75,8 @@ cdef void _copy_values(void *context, uint64_t page, uint32_t *values, uint64_t 
             continue
         if is_busy(value):
             value = offset_of(value)
-        elif is_present(value) and guard_of(all.engine, value) == 0 and all.mark != 0:
+        elif (all.mark != 0 and is_present(value) and guard_of(all.engine, value) == 0
+                and not ranges_hit(&all.parent.spared, page + at, page + at + 1)):
             value = present_value(age_of(value), all.mark)
             values[at] = value
         if table_set(all.child.table, page + at, value) != 0:
@@ -213,8 +214,8 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
         return
     if mark:
         # As soon as can be: they run already, or will in a moment. Who is told of a write has to wait for our lock.
-        mappings_protect(&mm.ranges, uffd)
-        mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
+        mappings_protect(mm, uffd)
+        mm.protect_wanted = not mappings_protect(mm, mm.uffd)
         limit_burst(engine)
     mappings_unshared(engine, mm)
     child = _make_child(engine, mm, uffd, mark, True)
@@ -225,7 +226,7 @@ cdef void forks_child(Engine *engine, Mm *mm, int uffd) noexcept nogil:
         engine_stop(engine, b"too many processes, or no memory for the page table of a fork", 0)
     sys_crash_point(b"fork-inserted")
     if mm.protect_wanted:       # the one that forked had still to go on from there
-        mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
+        mm.protect_wanted = not mappings_protect(mm, mm.uffd)
     sys_signal_eventfd(engine.attention)
 
 
@@ -241,22 +242,26 @@ cdef Mm *forks_caught(Engine *engine, Mm *mm, int uffd) noexcept nogil:
 cdef void forks_caught_done(Engine *engine, Mm *mm) noexcept nogil:
     limit_burst(engine)
     add_i64(&engine.counters.forks, 1)
-    mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
+    mm.protect_wanted = not mappings_protect(mm, mm.uffd)
 
 
 cdef void _mark_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
-    cdef Engine *engine = <Engine *>context
+    cdef Inheritance *all = <Inheritance *>context
     cdef uint64_t at
     for at in range(count):
-        if is_present(values[at]) and guard_of(engine, values[at]) == 0:
-            values[at] = present_value(age_of(values[at]), engine.shared_offset)
+        if (is_present(values[at]) and guard_of(all.engine, values[at]) == 0
+                and not ranges_hit(&all.parent.spared, page + at, page + at + 1)):
+            values[at] = present_value(age_of(values[at]), all.engine.shared_offset)
 
 
 cdef void forks_protect(Engine *engine, Mm *mm) noexcept nogil:
     """Memory has become short since a fork: what it left shared is to be told of after all. Mm.lock is held."""
+    cdef Inheritance all
+    all.engine = engine
+    all.parent = mm
     mm.exposed = False
     mm.protect_wanted = True
-    table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _mark_values, engine)
+    table_visit(mm.table, 0, <uint64_t>1 << WHOLE_TABLE_BITS, _mark_values, &all)
 
 
 # ---- other events about the time of a fork. Mm.lock is held

@@ -2,9 +2,8 @@
 """Mappings: which of a program's memory the engine takes into its care."""
 
 from userswap.mm cimport Engine, Mm
-from userswap.ranges cimport Ranges
 
-cdef bint mappings_protect(Ranges *ranges, int uffd) noexcept nogil
+cdef bint mappings_protect(Mm *mm, int uffd) noexcept nogil
 cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil
 cdef bint mappings_verify(Engine *engine, Mm *mm) noexcept nogil
 cdef void mappings_promote(Engine *engine, Mm *mm) noexcept nogil

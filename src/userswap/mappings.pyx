@@ -181,14 +181,31 @@ cdef void mappings_unshared(Engine *engine, Mm *mm) noexcept nogil:
     fclose(smaps)
 
 
-cdef bint mappings_protect(Ranges *ranges, int uffd) noexcept nogil:
-    """Write-protects all that is present: a write to what a fork has left shared is told from now on. False while an
-    event is under way: then it is to be done later. Mm.lock is held."""
+cdef int _protect(int uffd, uint64_t page, uint64_t end) noexcept nogil:
+    return sys_uffd_protect(uffd, page << PAGE_SHIFT, (end - page) << PAGE_SHIFT) if page < end else 0
+
+
+cdef bint mappings_protect(Mm *mm, int uffd) noexcept nogil:
+    """Write-protects all that is present, by the mm's userfaultfd or a child's: a write to what a fork has left shared
+    is told from now on. But not what is spared: the kernel's own writes there cannot be told. False while an event is
+    under way: then it is to be done later. Mm.lock is held."""
     cdef uint32_t at
+    cdef uint32_t spared = 0
+    cdef uint64_t page
     cdef Range *part
-    for at in range(ranges.count):
-        part = &ranges.items[at]
-        if sys_uffd_protect(uffd, part.start << PAGE_SHIFT, (part.end - part.start) << PAGE_SHIFT) == -EAGAIN:
+    for at in range(mm.ranges.count):
+        part = &mm.ranges.items[at]
+        page = part.start
+        while spared < mm.spared.count and mm.spared.items[spared].end <= page:
+            spared += 1
+        while spared < mm.spared.count and mm.spared.items[spared].start < part.end:
+            if _protect(uffd, page, mm.spared.items[spared].start) == -EAGAIN:
+                return False
+            page = mm.spared.items[spared].end
+            if page >= part.end:        # it may reach into the next one
+                break
+            spared += 1
+        if _protect(uffd, page, part.end) == -EAGAIN:
             return False
     return True
 

@@ -122,7 +122,7 @@ cdef void _look_at_mms(Engine *engine, bint near) noexcept nogil:
             if near and mm.exposed:
                 forks_protect(engine, mm)
             if mm.protect_wanted:
-                mm.protect_wanted = not mappings_protect(&mm.ranges, mm.uffd)
+                mm.protect_wanted = not mappings_protect(mm, mm.uffd)
             pthread_mutex_unlock(&mm.lock)
         mm_put(engine, mm)
 
