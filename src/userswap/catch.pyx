@@ -42,7 +42,8 @@ from userswap.system cimport (
     sys_page_absent,
 )
 from userswap.tracee cimport (
-    STEP_LIMIT_MS, Tracee, await_stop, is_event_stop, read_memory, sleep_us, status_field, tracing_begin, tracing_end,
+    STEP_LIMIT_MS, Tracee, await_stop, is_event_stop, read_memory, reap, sleep_us, status_field, tracing_begin,
+    tracing_end,
 )
 from userswap.types cimport PAGE_SHIFT
 
@@ -120,6 +121,13 @@ cdef struct Words:                      # of the child's, that the kernel writes
 
 
 # ---- one fork: the one that forks
+
+cdef void _let_die(pid_t tid) noexcept nogil:
+    """One that is dead, or about to be: as long as we have not seen that, nobody else gets to."""
+    tracing_end()
+    reap(tid)
+    tracing_begin()
+
 
 cdef int _await_fork(pid_t tid, pid_t *child, int *signal, Waits waits, void *context) noexcept nogil:
     """Until it has: 0. Or -EAGAIN where it has not, and has stopped for another reason: *signal is to be delivered. Or
@@ -277,19 +285,19 @@ cdef void _bear(Births *births, pid_t parent, pid_t pid, uint64_t number_at, bin
         words[0].address = number_at
         words[0].length = NUMBER_BYTES
     rc = await_stop(pid, &stop, STEP_LIMIT_MS)
-    if rc == 0 and not held:
-        ptrace(PTRACE_DETACH, pid, NULL, NULL)
+    if rc == 0 and not held and ptrace(PTRACE_DETACH, pid, NULL, NULL) == 0:
         return
     sys_hurry(pid, PRIORITY_TRACEE, &child.schedule)
-    if rc == 0:
+    if rc == 0 and held:
         rc = _serve_child(births, &child, words, 2)
     if rc < 0 and held:
         _tell(births, BIRTH_IS_NOT)
-    if rc == 0 and held_release(&child) == 0:
+    if rc == 0 and held and held_release(&child) == 0:
         return
-    kill(pid, SIGKILL)
-    ptrace(PTRACE_DETACH, pid, NULL, NULL)
     if rc != -ESRCH:
+        kill(pid, SIGKILL)
+    _let_die(pid)
+    if rc < 0 and rc != -ESRCH:
         dprintf(2, b"userswap: process %d, which process %d had just made, was ended: it could not be served (%d)\n",
                 <int>pid, <int>parent, -rc)
 
@@ -338,12 +346,14 @@ cdef bint catch_fork(int listener, Births *births, const Notice *notice, bint se
         _tell(births, BIRTH_IS_NOT)
     if rc == -EALREADY:
         return True
-    if rc == -EINVAL:           # it may fork at any time yet
+    if rc == 0 or rc == -EAGAIN:
+        if signal == 0 and rc == -EAGAIN and bystander_release(births.parent, tid) == 0:
+            return False
+        if ptrace(PTRACE_DETACH, tid, NULL, <void *><long>signal) == 0:
+            return False
+    elif rc == -EINVAL:         # it may fork at any time yet
         kill(births.parent, SIGKILL)
-    if rc == -EAGAIN and signal == 0:
-        bystander_release(births.parent, tid)
-    else:
-        ptrace(PTRACE_DETACH, tid, NULL, <void *><long>signal)
+    _let_die(tid)
     return False
 
 

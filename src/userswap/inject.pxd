@@ -83,8 +83,8 @@ cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t 
 cdef int held_inject(Tracee *held, uint64_t uffd_features, uint64_t staging_length, Helper *out) noexcept nogil
 cdef int held_release(Tracee *held) noexcept nogil
 
-# A thread that was seized and interrupted, and is at an event stop, goes on with what it was at.
-cdef void bystander_release(pid_t target, pid_t tid) noexcept nogil
+# A thread that was seized and interrupted, and is at an event stop, goes on with what it was at. 0 or -errno.
+cdef int bystander_release(pid_t target, pid_t tid) noexcept nogil
 
 # Each process but ours has one more filter of seccomp than we have, which is ours and lets a clone of ours pass.
 cdef void inject_expect_filter() noexcept nogil

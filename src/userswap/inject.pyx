@@ -507,6 +507,7 @@ cdef int held_inject(Tracee *held, uint64_t uffd_features, uint64_t staging_leng
         rc = try_out(&job.helper)
     if rc < 0 and job.helper.pid > 0:
         end_process(&job.helper)
+        reap(job.helper.pid)
     return finish_job(&job, rc, out)
 
 
@@ -514,14 +515,14 @@ cdef int held_release(Tracee *held) noexcept nogil:
     return release_victim(held.tid, held)
 
 
-cdef void bystander_release(pid_t target, pid_t tid) noexcept nogil:
+cdef int bystander_release(pid_t target, pid_t tid) noexcept nogil:
     cdef Tracee bystander
     memset(&bystander, 0, sizeof(bystander))
     bystander.tid = tid
     if look_at_victim(&bystander) == 0:
         reissue_if_leaked(target, &bystander)
         ptrace(PTRACE_SETREGS, tid, NULL, &bystander.registers)
-    ptrace(PTRACE_DETACH, tid, NULL, NULL)
+    return 0 if ptrace(PTRACE_DETACH, tid, NULL, NULL) == 0 else -errno
 
 
 cdef int clear(Job *job) noexcept nogil:
