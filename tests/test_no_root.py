@@ -17,6 +17,7 @@ from support import (
     EXIT_OWN_ERROR,
     UNBOUNDED,
     WITHOUT_PTRACE,
+    Live,
     Programs,
     Runner,
     Verbs,
@@ -126,34 +127,30 @@ def test_attach_is_refused(prefix: list[str]) -> None:
     )
 
 
-def test_another_version_catches_forks_as_well(userswap: Runner, programs: Programs, verbs: Verbs) -> None:
-    command = [programs("torture"), "8", "128", "1", "4", "2"]
+def forks_on(live: Live) -> None:
+    """It does, and sees what it should."""
+    before = live.stdout().count(b"forked")
+    wait_until(lambda: live.stdout().count(b"forked") > before + 5, 60, "it forks")
+
+
+def test_it_forks_on_under_another_version_and_detached(userswap: Runner, verbs: Verbs) -> None:
+    command = [sys.executable, "-c", FORKS]
     environment = {**verbs.env, **CHECKED}
     with userswap.start(command, RAM, env=environment, tolerance=UNBOUNDED, prefix=WITHOUT_PTRACE) as live:
-        for _ in range(4):
-            wait_until(lambda: bool(verbs.sockets()) and verbs.engine()["forks"] > 0, 30, "it forks")
-            verbs("upgrade")
-        run = live.finish(100)
-    assert run.stdout.endswith(b"ok\n"), run.describe()
-    assert run.stats["forks"] > 0, run.describe()
-
-
-def test_a_detached_program_forks_on(userswap: Runner, programs: Programs, verbs: Verbs) -> None:
-    command = [sys.executable, "-c", DETACHED]
-    with userswap.start(command, RAM, env={**verbs.env, **CHECKED}, tolerance=UNBOUNDED,
-                        prefix=WITHOUT_PTRACE) as live:  # fmt: skip
         live.wait_for_line("ready", 60)
+        for _ in range(2):
+            verbs("upgrade")
+            forks_on(live)
         program = int(live.stdout().split()[0])
         verbs("detach", str(program))
-        before = live.stdout().count(b"forked")
-        wait_until(lambda: live.stdout().count(b"forked") > before + 5, 30, "it forks")
+        forks_on(live)
         os.kill(program, signal.SIGTERM)
         run = live.finish(30)
     assert run.returncode == 128 + signal.SIGTERM, run.describe()
     assert b"Error" not in run.stderr, run.describe()
 
 
-DETACHED = """
+FORKS = """
 import os, time
 memory = bytearray(os.urandom(1 << 20) * 96)
 print(os.getpid())
