@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,39 @@ def test_ptrace_scope(
 
 def test_without_yama(tmp_path: Path) -> None:
     assert doctor.check_ptrace_scope(str(tmp_path / "none")).state == doctor.OK
+
+
+# ---- --fix
+
+
+@needs_root
+def test_fix_lets_every_user_open_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device, rules = tmp_path / "userfaultfd", tmp_path / "rules.d"
+    os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
+    rules.mkdir()
+    assert doctor.fix(str(device), str(rules)) == 0
+    assert device.stat().st_mode & 0o777 == 0o666
+    assert (rules / doctor.RULE_NAME).read_text() == 'KERNEL=="userfaultfd", MODE="0666"\n'
+    capsys.readouterr()
+    assert doctor.fix(str(device), str(rules)) == 0
+    assert "already" in capsys.readouterr().out
+
+
+@needs_root
+def test_fix_without_udev(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device = tmp_path / "userfaultfd"
+    os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
+    assert doctor.fix(str(device), str(tmp_path / "none")) == 0
+    assert "until the next start" in capsys.readouterr().out
+    with pytest.raises(UserswapError, match="No such file"):
+        doctor.fix(str(tmp_path / "nothing"), str(tmp_path))
+
+
+@needs_root
+def test_who_may_not_fix_it_is_told_how() -> None:
+    done = unprivileged("raise SystemExit(doctor.fix())")
+    if os.stat(doctor.DEVICE).st_mode & 0o006 == 0o006:
+        assert done.returncode == 0
+    else:
+        assert done.returncode == 1
+        assert done.stdout.startswith("as root, once:\nchmod 666 /dev/userfaultfd\n"), done

@@ -5,10 +5,8 @@ default rules. The kernel does not tell of forks there; they are caught."""
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -26,8 +24,6 @@ from support import (
 from test_control import CHECKED
 from test_law1 import BALLAST_MIB, BEHAVIOURS, RAM
 from test_takeover import kill, working_engine
-from userswap import doctor
-from userswap.errors import UserswapError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -151,7 +147,7 @@ def test_it_forks_on_under_another_version_and_detached(userswap: Runner, verbs:
 
 
 FORKS = """
-import os, time
+import os
 memory = bytearray(os.urandom(1 << 20) * 96)
 print(os.getpid())
 print("ready", flush=True)
@@ -162,37 +158,3 @@ while True:
     assert os.waitpid(pid, 0)[1] == 0
     print("forked", flush=True)
 """
-
-
-# ---- doctor --fix
-
-
-def test_fix_lets_every_user_open_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    device, rules = tmp_path / "userfaultfd", tmp_path / "rules.d"
-    os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
-    rules.mkdir()
-    assert doctor.fix(str(device), str(rules)) == 0
-    assert device.stat().st_mode & 0o777 == 0o666
-    assert (rules / doctor.RULE_NAME).read_text() == 'KERNEL=="userfaultfd", MODE="0666"\n'
-    capsys.readouterr()
-    assert doctor.fix(str(device), str(rules)) == 0
-    assert "already" in capsys.readouterr().out
-
-
-def test_fix_without_udev(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    device = tmp_path / "userfaultfd"
-    os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
-    assert doctor.fix(str(device), str(tmp_path / "none")) == 0
-    assert "until the next start" in capsys.readouterr().out
-    with pytest.raises(UserswapError, match="No such file"):
-        doctor.fix(str(tmp_path / "nothing"), str(tmp_path))
-
-
-def test_who_may_not_fix_it_is_told_how() -> None:
-    script = "import os; from userswap import doctor; os.setuid(65534); raise SystemExit(doctor.fix())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    if os.stat(doctor.DEVICE).st_mode & 0o006 == 0o006:
-        assert done.returncode == 0
-    else:
-        assert done.returncode == 1
-        assert done.stdout.startswith("as root, once:\nchmod 666 /dev/userfaultfd\n"), done

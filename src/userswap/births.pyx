@@ -13,7 +13,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from posix.types cimport pid_t
 from posix.unistd cimport close
 
-from userswap.desk cimport BIRTH_COMES, BIRTH_IS, Births, births_answer, births_next
+from userswap.desk cimport BIRTH_COMES, BIRTH_IS, Births, line_answer, line_next
 from userswap.enter cimport enter_verify
 from userswap.forks cimport forks_caught, forks_caught_done
 from userswap.inject cimport USERSWAP_MADVISE, USERSWAP_MAILBOX_SIZE, Helper, helper_call, helper_is_in, helper_take
@@ -246,7 +246,7 @@ cdef void *_births_main(void *argument) noexcept nogil:
     sys_name_thread(b"births")
     sys_prefer(0, PRIORITY_MONITOR)
     while not engine.stopping:
-        if not births_next(births, LOOK_US):
+        if not line_next(&births.line, LOOK_US):
             continue
         if births.what == BIRTH_COMES:
             result = _hold(engine, births)
@@ -256,7 +256,7 @@ cdef void *_births_main(void *argument) noexcept nogil:
             _let_go(engine)
             result = 0
         sys_crash_point(b"birth-answered")
-        births_answer(births, result)
+        line_answer(&births.line, result)
     return NULL
 
 
@@ -292,6 +292,6 @@ cdef int births_start(Engine *engine) noexcept nogil:
 
 cdef void births_stop(Engine *engine) noexcept nogil:
     """engine.stopping is set."""
-    sys_shared_wake(&engine.desk.births.asked)
+    sys_shared_wake(&engine.desk.births.line.asked)
     if engine.births_run:
         pthread_join(engine.births, NULL)

@@ -27,15 +27,9 @@ from posix.unistd cimport close
 
 from userswap.desk cimport BIRTH_COMES, BIRTH_IS, BIRTH_IS_NOT, PLACES_MAX, births_tell
 from userswap.inject cimport (
-    bystander_release, held_inject, held_release, helper_end, helper_hand_over,
+    HELPER_STAGING, bystander_release, held_inject, held_release, helper_end, helper_features, helper_hand_over,
 )
 from userswap.system cimport (
-    UFFD_FEATURE_EVENT_REMAP,
-    UFFD_FEATURE_EVENT_REMOVE,
-    UFFD_FEATURE_EVENT_UNMAP,
-    UFFD_FEATURE_MOVE,
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-    UFFD_FEATURE_THREAD_ID,
     PRIORITY_TRACEE,
     sys_hurry,
     sys_open_proc,
@@ -92,17 +86,11 @@ cdef enum:
     GET_RSEQ_CONFIGURATION = 0x420f     # PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13
     NUMBER_BYTES = 4
     RSEQ_BYTES = 32                     # of it the kernel writes: numbers of the CPU, its node, and the like
-    STAGING_BYTES = 4 << 20
     TURN_MS = 2                         # somebody may come to wait anew, or be stopped, meanwhile
     FORK_MS = 20                        # a fork that takes longer may have failed
     INJECT_TRIES = 50
     TOUCH_TRIES = 100
     TRY_AGAIN_US = 2000
-
-cdef uint64_t FEATURES = (
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE
-    | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE | UFFD_FEATURE_THREAD_ID
-)
 
 cdef uint64_t OPTIONS = PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_EXITKILL
 
@@ -244,7 +232,7 @@ cdef int _serve_child(Births *births, Tracee *child, Words *words, int count) no
         if tries > 0:
             sleep_us(TRY_AGAIN_US)
         tries += 1
-        rc = held_inject(child, FEATURES, STAGING_BYTES, &births.helper)
+        rc = held_inject(child, helper_features(False), HELPER_STAGING, &births.helper)
     if rc < 0:
         return rc
     helper_hand_over(&births.helper)
@@ -341,18 +329,18 @@ cdef bint catch_fork(int listener, Births *births, const Notice *notice, bint se
     if rc == 0 or rc == -EAGAIN:
         rc = _await_fork(tid, &child, &signal, waits, context)
     if rc == 0:
-        _bear(births, births.parent, child, number_at, held)
+        _bear(births, notice.target, child, number_at, held)
     elif held:
         _tell(births, BIRTH_IS_NOT)
     if rc == -EALREADY:
         return True
     if rc == 0 or rc == -EAGAIN:
-        if signal == 0 and rc == -EAGAIN and bystander_release(births.parent, tid) == 0:
+        if signal == 0 and rc == -EAGAIN and bystander_release(notice.target, tid) == 0:
             return False
         if ptrace(PTRACE_DETACH, tid, NULL, <void *><long>signal) == 0:
             return False
     elif rc == -EINVAL:         # it may fork at any time yet
-        kill(births.parent, SIGKILL)
+        kill(notice.target, SIGKILL)
     _let_die(tid)
     return False
 

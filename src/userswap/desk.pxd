@@ -27,33 +27,39 @@ cdef enum:
     BIRTH_IS_NOT = 2        # it has not
     PLACES_MAX = 8
 
+# One side asks, the other answers; a question is under way while asked != answered.
+cdef struct Line:
+    uint32_t asked          # futex; counted up by who asks
+    uint32_t answered       # futex; set by who answers to what `asked` was
+    int result
+
 cdef struct Births:
+    Line line
     bint caught             # forks are
-    uint32_t asked          # futex; counted up by the tracer
-    uint32_t answered       # futex; set by the engine to what `asked` was
     uint32_t what
     pid_t parent
     pid_t child
     Helper helper           # in the child
     uint64_t places[8]      # PLACES_MAX; pages of either that the kernel writes to itself, amid the fork
     uint32_t place_count
-    int result
 
 cdef struct Desk:
-    uint32_t asked          # futex; counted up by the engine
-    uint32_t answered       # futex; set by the tracer to what `asked` was
+    # The result: of DESK_MAKE, `helper` is to be taken (helper_take) if it is 0.
+    Line line
     uint32_t what           # DESK_MAKE, DESK_REMOVE
     # DESK_MAKE, as for helper_inject.
     pid_t target
     int uffd
     uint64_t features
     uint64_t staging_length
-    # The answer. Of DESK_MAKE: `helper` is to be taken (helper_take) if it is 0.
-    int result
+    # The answer.
     Helper helper
     # DESK_REMOVE, as for helper_remove.
     Helper removed
     Births births
+
+cdef bint line_next(Line *line, uint64_t us) noexcept nogil
+cdef void line_answer(Line *line, int result) noexcept nogil
 
 cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uint64_t features, uint64_t staging_length,
                    Helper *helper) noexcept nogil
@@ -63,12 +69,8 @@ cdef void desk_await(Desk *desk, const bint *stopping) noexcept nogil
 cdef void desk_void(Desk *desk) noexcept nogil
 cdef void desk_taken(Desk *desk) noexcept nogil
 cdef void desk_discard(Desk *desk) noexcept nogil
-cdef bint desk_next(Desk *desk) noexcept nogil
+cdef int births_tell(Births *births, uint32_t what) noexcept nogil
+
 cdef inline pid_t desk_target(const Desk *desk) noexcept nogil:
     """The process that is asked for."""
     return desk.removed.target if desk.what == DESK_REMOVE else desk.target
-
-cdef void desk_answer(Desk *desk, int result) noexcept nogil
-cdef bint births_next(Births *births, uint64_t us) noexcept nogil
-cdef void births_answer(Births *births, int result) noexcept nogil
-cdef int births_tell(Births *births, uint32_t what) noexcept nogil

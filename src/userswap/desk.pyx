@@ -10,21 +10,43 @@ cdef enum:
     LOOK_US = 100000        # whether anybody still wants to know
 
 
-cdef int _ask(Desk *desk, const bint *stopping) noexcept nogil:
-    """Has done what was written to the desk. Returns the tracer's answer, or -ECANCELED when *stopping was set before
-    it came."""
-    cdef uint32_t number = load_u32(&desk.asked) + 1
-    cdef uint32_t answered
-    store_u32(&desk.asked, number)
-    sys_shared_wake(&desk.asked)
-    while True:
-        answered = load_u32(&desk.answered)
-        if answered == number:
-            return desk.result
-        if stopping[0]:
-            return -ECANCELED
-        sys_shared_wait(&desk.answered, answered, LOOK_US)
+# ---- the line
 
+cdef int _ask(Line *line, const bint *stopping) noexcept nogil:
+    """Returns the answer to what was written beside the line; or -ECANCELED when *stopping, if there is that, was set
+    before it came."""
+    cdef uint32_t number = load_u32(&line.asked) + 1
+    cdef uint32_t answered
+    store_u32(&line.asked, number)
+    sys_shared_wake(&line.asked)
+    while True:
+        answered = load_u32(&line.answered)
+        if answered == number:
+            return line.result
+        if stopping != NULL and stopping[0]:
+            return -ECANCELED
+        sys_shared_wait(&line.answered, answered, LOOK_US if stopping != NULL else FOR_EVER_US)
+
+
+cdef bint _is_busy(Line *line) noexcept nogil:
+    return load_u32(&line.asked) != load_u32(&line.answered)
+
+
+cdef bint line_next(Line *line, uint64_t us) noexcept nogil:
+    """Waits for a question, so long. False if there was none."""
+    cdef uint32_t answered = load_u32(&line.answered)
+    if load_u32(&line.asked) == answered:
+        sys_shared_wait(&line.asked, answered, us)
+    return load_u32(&line.asked) != answered
+
+
+cdef void line_answer(Line *line, int result) noexcept nogil:
+    line.result = result
+    store_u32(&line.answered, load_u32(&line.asked))
+    sys_shared_wake(&line.answered)
+
+
+# ---- what the engine asks for
 
 cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uint64_t features, uint64_t staging_length,
                    Helper *helper) noexcept nogil:
@@ -35,7 +57,7 @@ cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uin
     desk.uffd = uffd
     desk.features = features
     desk.staging_length = staging_length
-    result = _ask(desk, stopping)
+    result = _ask(&desk.line, stopping)
     if result != 0:
         return result
     helper[0] = desk.helper
@@ -48,31 +70,31 @@ cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uin
 
 cdef bint desk_is_busy(Desk *desk) noexcept nogil:
     """Whether the tracer is still at what an engine before has asked for."""
-    return load_u32(&desk.asked) != load_u32(&desk.answered)
+    return _is_busy(&desk.line)
 
 
 cdef void desk_await(Desk *desk, const bint *stopping) noexcept nogil:
     """Until it is not, or *stopping is set."""
     cdef uint32_t answered
     while not stopping[0]:
-        answered = load_u32(&desk.answered)
-        if load_u32(&desk.asked) == answered:
+        answered = load_u32(&desk.line.answered)
+        if load_u32(&desk.line.asked) == answered:
             return
-        sys_shared_wait(&desk.answered, answered, LOOK_US)
+        sys_shared_wait(&desk.line.answered, answered, LOOK_US)
 
 
 cdef void desk_void(Desk *desk) noexcept nogil:
     """The tracer's: nobody wants any more what is asked for and has not been begun."""
     if desk_is_busy(desk):
         desk.helper.pid = 0
-        desk_answer(desk, -ECANCELED)
+        line_answer(&desk.line, -ECANCELED)
 
 
 cdef int desk_remove(Desk *desk, const bint *stopping, const Helper *helper) noexcept nogil:
     """As helper_remove."""
     desk.what = DESK_REMOVE
     desk.removed = helper[0]
-    return _ask(desk, stopping)
+    return _ask(&desk.line, stopping)
 
 
 cdef void desk_taken(Desk *desk) noexcept nogil:
@@ -87,45 +109,7 @@ cdef void desk_discard(Desk *desk) noexcept nogil:
         helper_end(&desk.helper)
 
 
-cdef bint desk_next(Desk *desk) noexcept nogil:
-    """The tracer's: waits for a request, a while. False if there was none."""
-    cdef uint32_t answered = load_u32(&desk.answered)
-    if load_u32(&desk.asked) == answered:
-        sys_shared_wait(&desk.asked, answered, FOR_EVER_US)
-    return load_u32(&desk.asked) != answered
-
-
-cdef void desk_answer(Desk *desk, int result) noexcept nogil:
-    desk.result = result
-    store_u32(&desk.answered, load_u32(&desk.asked))
-    sys_shared_wake(&desk.answered)
-
-
-# ---- the other way round
-
 cdef int births_tell(Births *births, uint32_t what) noexcept nogil:
     """The tracer's: what an engine, this one or the next, answers."""
-    cdef uint32_t number = load_u32(&births.asked) + 1
-    cdef uint32_t answered
     births.what = what
-    store_u32(&births.asked, number)
-    sys_shared_wake(&births.asked)
-    while True:
-        answered = load_u32(&births.answered)
-        if answered == number:
-            return births.result
-        sys_shared_wait(&births.answered, answered, FOR_EVER_US)
-
-
-cdef bint births_next(Births *births, uint64_t us) noexcept nogil:
-    """The engine's: waits for what the tracer says, so long. False if it said nothing."""
-    cdef uint32_t answered = load_u32(&births.answered)
-    if load_u32(&births.asked) == answered:
-        sys_shared_wait(&births.asked, answered, us)
-    return load_u32(&births.asked) != answered
-
-
-cdef void births_answer(Births *births, int result) noexcept nogil:
-    births.result = result
-    store_u32(&births.answered, load_u32(&births.asked))
-    sys_shared_wake(&births.answered)
+    return _ask(&births.line, NULL)

@@ -20,7 +20,7 @@ from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
 from userswap.desk cimport desk_await, desk_discard, desk_make, desk_taken
-from userswap.inject cimport Helper, helper_end, helper_is_in
+from userswap.inject cimport HELPER_STAGING, Helper, helper_end, helper_features, helper_is_in
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
 from userswap.mappings cimport mappings_register, mappings_verify
@@ -34,13 +34,6 @@ from userswap.system cimport (
     ESRCH,
     FOR_EVER_US,
     PRIORITY_MONITOR,
-    UFFD_FEATURE_EVENT_FORK,
-    UFFD_FEATURE_EVENT_REMAP,
-    UFFD_FEATURE_EVENT_REMOVE,
-    UFFD_FEATURE_EVENT_UNMAP,
-    UFFD_FEATURE_MOVE,
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-    UFFD_FEATURE_THREAD_ID,
     add_i64,
     load_u32,
     pthread_create,
@@ -61,26 +54,17 @@ from userswap.system cimport (
 )
 
 cdef enum:
-    STAGING_BYTES = 4 << 20
     SETTLE_US = 20000
     ENTER_PAGES = 512           # smaller processes are not worth a helper
     ENTER_TRIES = 50
     VERIFY_TRIES = 200
 
-cdef uint64_t FEATURES = (
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE
-    | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE
-    | UFFD_FEATURE_THREAD_ID
-)
-
 
 cdef int _make_helper(Engine *engine, pid_t pid, int uffd, Helper *helper) noexcept nogil:
     cdef int result
-    cdef uint64_t features = FEATURES
-    if not engine.desk.births.caught:
-        features |= UFFD_FEATURE_EVENT_FORK
+    cdef uint64_t features = helper_features(not engine.desk.births.caught)
     pthread_mutex_lock(&engine.desk_lock)
-    result = desk_make(engine.desk, &engine.stopping, pid, uffd, features, STAGING_BYTES, helper)
+    result = desk_make(engine.desk, &engine.stopping, pid, uffd, features, HELPER_STAGING, helper)
     pthread_mutex_unlock(&engine.desk_lock)
     return result
 
@@ -293,7 +277,7 @@ cdef void _end_late_helper(Engine *engine) noexcept nogil:
     _may_overdraw(engine, True)
     desk_await(engine.desk, &engine.stopping)
     _may_overdraw(engine, False)
-    if engine.stopping or engine.desk.result != 0 or engine.desk.helper.pid <= 0:
+    if engine.stopping or engine.desk.line.result != 0 or engine.desk.helper.pid <= 0:
         return
     desk_discard(engine.desk)
     desk_taken(engine.desk)

@@ -64,6 +64,12 @@ cdef bint _has(Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
 
 # ---- a child. The parent's Mm.lock is held
 
+cdef bint _is_to_mark(Inheritance *all, uint64_t page, uint32_t value) noexcept nogil:
+    """As shared: what is present, and the parent's without condition."""
+    return is_present(value) and guard_of(all.engine, value) == 0 and not ranges_hit(
+        &all.parent.spared, page, page + 1)
+
+
 cdef void _copy_values(void *context, uint64_t page, uint32_t *values, uint64_t count) noexcept nogil:
     cdef Inheritance *all = <Inheritance *>context
     cdef uint64_t at
@@ -75,8 +81,7 @@ cdef void _copy_values(void *context, uint64_t page, uint32_t *values, uint64_t 
             continue
         if is_busy(value):
             value = offset_of(value)
-        elif (all.mark != 0 and is_present(value) and guard_of(all.engine, value) == 0
-                and not ranges_hit(&all.parent.spared, page + at, page + at + 1)):
+        elif all.mark != 0 and _is_to_mark(all, page + at, value):
             value = present_value(age_of(value), all.mark)
             values[at] = value
         if table_set(all.child.table, page + at, value) != 0:
@@ -249,8 +254,7 @@ cdef void _mark_values(void *context, uint64_t page, uint32_t *values, uint64_t 
     cdef Inheritance *all = <Inheritance *>context
     cdef uint64_t at
     for at in range(count):
-        if (is_present(values[at]) and guard_of(all.engine, values[at]) == 0
-                and not ranges_hit(&all.parent.spared, page + at, page + at + 1)):
+        if _is_to_mark(all, page + at, values[at]):
             values[at] = present_value(age_of(values[at]), all.engine.shared_offset)
 
 

@@ -4,7 +4,18 @@ from libc.errno cimport ENOMEM, ENOSYS, EPERM
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
-from userswap.system cimport load_u32, sys_has_mapped, sys_same_memory
+from userswap.system cimport (
+    UFFD_FEATURE_EVENT_FORK,
+    UFFD_FEATURE_EVENT_REMAP,
+    UFFD_FEATURE_EVENT_REMOVE,
+    UFFD_FEATURE_EVENT_UNMAP,
+    UFFD_FEATURE_MOVE,
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+    UFFD_FEATURE_THREAD_ID,
+    load_u32,
+    sys_has_mapped,
+    sys_same_memory,
+)
 from userswap.tracee cimport Tracee
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -64,6 +75,16 @@ cdef struct Helper:
     uint64_t staging
     uint64_t staging_length
     uint64_t stopped_ns         # how long the target's thread was held (its other threads ran on)
+
+# What every one gets: how long its staging is, and the features of its userfaultfd. `told`: those of forks as well, for
+# which the kernel wants CAP_SYS_PTRACE.
+cdef enum:
+    HELPER_STAGING = 4 << 20
+
+cdef inline uint64_t helper_features(bint told) noexcept nogil:
+    return (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE
+            | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE | UFFD_FEATURE_THREAD_ID
+            | (UFFD_FEATURE_EVENT_FORK if told else 0))
 
 # Put a helper into `target` (a process, not a thread), open a userfaultfd in it and give it `uffd_features`.
 # With `uffd` >= 0 that one is used instead, which the kernel made when a process with a helper forked; the

@@ -439,17 +439,23 @@ cdef int try_out(Helper *helper) noexcept nogil:
     return 0
 
 
-cdef int inject(Job *job) noexcept nogil:
-    cdef Tracee victim, child
+cdef int furnish_clone(Job *job, const Tracee *victim, pid_t clone) noexcept nogil:
+    cdef Tracee child
+    cdef int rc
     memset(&child, 0, sizeof(child))
-    cdef int rc = try_to_act(job, &victim, &child.tid)
-    if child.tid == 0:
-        return rc
-    # Even if something went wrong with the thread since, the clone is there and has to be dealt with.
+    child.tid = clone
     child.instruction = victim.instruction
     child.options = victim.options
     rc = furnish(&child, &job.helper, job.uffd, job.features, job.staging_length)
     return try_out(&job.helper) if rc == 0 else rc
+
+
+cdef int inject(Job *job) noexcept nogil:
+    cdef Tracee victim
+    cdef pid_t clone = 0
+    cdef int rc = try_to_act(job, &victim, &clone)
+    # Even if something went wrong with the thread since, the clone is there and has to be dealt with.
+    return furnish_clone(job, &victim, clone) if clone != 0 else rc
 
 
 cdef void start_job(Job *job, pid_t target, int uffd, uint64_t features, uint64_t staging_length) noexcept nogil:
@@ -490,21 +496,13 @@ cdef int clone_held(Tracee *held, pid_t *child) noexcept nogil:
 
 cdef int held_inject(Tracee *held, uint64_t uffd_features, uint64_t staging_length, Helper *out) noexcept nogil:
     cdef Job job
-    cdef Tracee child
     cdef int rc
     start_job(&job, held.tid, -1, uffd_features, staging_length)
-    memset(&child, 0, sizeof(child))
     rc = check_target(&job)
     if rc == 0:
-        rc = clone_held(held, &child.tid)
-    if child.tid != 0:
-        child.instruction = held.instruction
-        child.options = held.options
-        job.helper.pid = child.tid
+        rc = clone_held(held, &job.helper.pid)
     if rc == 0:
-        rc = furnish(&child, &job.helper, -1, uffd_features, staging_length)
-    if rc == 0:
-        rc = try_out(&job.helper)
+        rc = furnish_clone(&job, held, job.helper.pid)
     if rc < 0 and job.helper.pid > 0:
         end_process(&job.helper)
         reap(job.helper.pid)

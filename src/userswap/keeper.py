@@ -162,17 +162,10 @@ class Keeper:
         self._start_stores()
         self._start_engine()
         self._await_engine()
-        ours, theirs = channel_pair()
-        self._program, pipe = launch.fork_program(
-            command, inherited, theirs if self._options.catches else None
-        )
-        theirs.close()
+        self._program, report = launch.fork_program(command, inherited, self._options.catches)
         self._leave_terminal()
         inherited.detach()
-        launch.await_exec(command[0], pipe)
-        if (message := ours.receive()) is not None and message[1]:
-            self._listener = message[1][0]
-        ours.close()
+        self._listener = launch.await_exec(command[0], report)
         for area in self._areas:
             area.created_path = None
         self._introduce_program()

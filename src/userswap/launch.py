@@ -10,16 +10,13 @@ import errno
 import os
 import resource
 import signal
+import socket
 import sys
 
 from userswap import libc
 from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
 
-# Known to type checkers by its name. The module typing would cost each process of ours a megabyte.
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from userswap.channel import Channel
-
+_LONGEST_REPORT = 64
 NO_PROCESS = "no more processes or threads can be made here (ulimit -u, a pids control group)"
 
 # What a process can be sent and can survive: all but the unstoppable, the C library's own, its own mistakes.
@@ -76,27 +73,37 @@ class Failure(Exception):
         self.status = status
 
 
-def fork_program(command: list[str], inherited: Inherited, forks: "Channel | None" = None) -> tuple[int, int]:
-    """Fork and exec. Returns the pid and a pipe for `await_exec`. Where its forks are to be caught, `forks`
-    is sent the listener that tells of them, before the exec."""
-    read_end, write_end = os.pipe()
+def fork_program(command: list[str], inherited: Inherited, catches: bool) -> tuple[int, socket.socket]:
+    """Fork and exec. With `catches` its forks wait until they are caught. Returns the pid and a socket for
+    `await_exec`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(read_end)
-            _become(command, inherited, write_end, forks)
+            ours.close()
+            _become(command, inherited, theirs, catches)
         finally:
             os._exit(EXIT_OWN_ERROR)
-    os.close(write_end)
-    return pid, read_end
+    theirs.close()
+    return pid, ours
 
 
-def await_exec(name: str, pipe: int) -> None:
-    """Wait until the program runs. Raises Failure if it does not."""
-    with open(pipe, encoding="utf-8") as file:
-        words = file.read().split()
+def await_exec(name: str, report: socket.socket) -> int:
+    """Wait until the program runs. Returns where it is told of forks that are to be caught, or -1. Raises
+    Failure if it does not run."""
+    words: list[str] = []
+    listener = -1
+    with report:
+        while True:
+            message, fds, _, _ = socket.recv_fds(report, _LONGEST_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
+            if fds:
+                listener = fds[0]
+            elif message:
+                words = message.decode().split()
+            else:
+                break
     if not words:
-        return
+        return listener
     if words[0] == "unwatched":
         raise Failure(
             f"{name}: its forks cannot be watched: {os.strerror(int(words[1]))} (see userswap doctor)",
@@ -110,14 +117,14 @@ def await_exec(name: str, pipe: int) -> None:
     raise Failure(f"{name}: {'command not found' if not_found else os.strerror(number)}", status)
 
 
-def _become(command: list[str], inherited: Inherited, report: int, forks: "Channel | None") -> None:
+def _become(command: list[str], inherited: Inherited, report: socket.socket, catches: bool) -> None:
     """In the child: never returns if all goes well; else reports why and returns."""
     for fd in _open_fds():
         if fd > 2 and fd not in inherited.fds:
             os.set_inheritable(fd, False)
     tracer = tracer_of("self")
     if tracer:
-        os.write(report, f"traced {tracer}".encode())
+        report.send(f"traced {tracer}".encode())
         return
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -125,22 +132,22 @@ def _become(command: list[str], inherited: Inherited, report: int, forks: "Chann
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if inherited.child_ignored:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    if forks is not None and not _watch_forks(report, forks):
+    if catches and not _watch_forks(report):
         return
     signal.pthread_sigmask(signal.SIG_SETMASK, inherited.mask)
     number = _exec([os.fsencode(word) for word in command], inherited.environment)
-    os.write(report, f"errno {number}".encode())
+    report.send(f"errno {number}".encode())
 
 
-def _watch_forks(report: int, forks: "Channel") -> bool:
+def _watch_forks(report: socket.socket) -> bool:
     from userswap.tracer import watch_forks
 
     try:
         listener = watch_forks()
     except OSError as error:
-        os.write(report, f"unwatched {error.errno}".encode())
+        report.send(f"unwatched {error.errno}".encode())
         return False
-    forks.send("listener", [listener])
+    socket.send_fds(report, [b"listener"], [listener])
     os.close(listener)
     return True
 

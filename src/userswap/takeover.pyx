@@ -682,7 +682,7 @@ cdef int takeover_all(Engine *engine, Engine *old) noexcept nogil:
 cdef void _end_unknown_helper(Engine *engine) noexcept nogil:
     """The tracer may have made one of which the engine that died did not get to know."""
     cdef uint32_t position = 0
-    cdef bint known = engine.desk.result != 0 or engine.desk.helper.pid <= 0
+    cdef bint known = engine.desk.line.result != 0 or engine.desk.helper.pid <= 0
     cdef Mm *mm
     while not known:
         mm = mm_next(engine, &position)

@@ -15,7 +15,7 @@ from posix.types cimport pid_t
 import os
 
 from userswap.catch cimport Notice, catch_await, catch_fork, catch_hurry, catch_install, catch_receive
-from userswap.desk cimport DESK_BYTES, DESK_REMOVE, Desk, desk_answer, desk_is_busy, desk_next, desk_target, desk_void
+from userswap.desk cimport DESK_BYTES, DESK_REMOVE, Desk, desk_is_busy, desk_target, desk_void, line_answer, line_next
 from userswap.inject cimport Helper, helper_hand_over, helper_inject, helper_remove, inject_expect_filter
 from userswap.system cimport (
     EAGAIN,
@@ -204,7 +204,7 @@ cdef bint _serve_desk(State *state) noexcept nogil:
         served = not _is_about_to_fork(state, desk_target(state.desk))
         if served:
             result = _serve(state)
-            desk_answer(state.desk, result)
+            line_answer(&state.desk.line, result)
     tracing_end()
     pthread_mutex_unlock(&state.receive_lock)
     return served
@@ -216,7 +216,7 @@ cdef void *_main(void *argument) noexcept nogil:
     sys_name_thread(b"tracer")
     sys_prefer(0, PRIORITY_MONITOR)
     while True:
-        if not desk_next(state.desk):
+        if not line_next(&state.desk.line, FOR_EVER_US):
             continue
         pthread_mutex_lock(&state.lock)
         served = _serve_desk(state)
