@@ -31,6 +31,12 @@ KEEPER = "userswap-keeper"
 USERFAULTFD = "anon_inode:[userfaultfd]"
 # Becomes the program once somebody writes to the pipe: by then it is being sampled.
 WAIT_AT_GATE = ("sh", "-c", 'read -r line < "$1" && shift && exec "$@"', "sh")
+# The system calls that inject_calls.c sits in.
+CALLS = [
+    "read", "poll", "ppoll", "select", "epoll_wait", "epoll_wait-time", "nanosleep", "futex", "sigtimedwait",
+    "recv", "semop", "recvmsg", "send", "accept", "waitid", "flock", "fcntl", "msgrcv", "mq", "splice",
+    "clock_nanosleep", "timerfd", "io_getevents",
+]  # fmt: skip
 CC = ("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 

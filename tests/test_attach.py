@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support import (
+    CALLS,
     ENGINE,
     EXIT_OWN_ERROR,
     HELPER,
@@ -179,9 +180,8 @@ def busy(programs: Programs, what: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "what", ["inject_busy 4", "attach_dlopen 64", "inject_storm", "static", "musl", "go", "inject_calls read",
-             "inject_calls epoll_wait", "inject_calls futex", "inject_calls recv", "inject_calls semop"]
-)  # fmt: skip
+    "what", ["inject_busy 4", "attach_dlopen 64", "inject_storm", "static", "musl", "go"]
+)
 def test_again_and_again(started: list[Attachable], programs: Programs, verbs: Verbs, what: str) -> None:
     program = start(started, *busy(programs, what))
     for _ in range(CYCLES):
@@ -189,6 +189,25 @@ def test_again_and_again(started: list[Attachable], programs: Programs, verbs: V
         verbs("detach", str(program.pid))
         assert remains(program.pid) == []
     assert "WRONG" not in program.finish()
+    wait_until(lambda: no_engine(verbs), 10, "the engine has ended")
+
+
+def test_in_every_system_call(started: list[Attachable], programs: Programs, verbs: Verbs) -> None:
+    """A tree with one process in each kind of call; none sees an error."""
+    script = 'program=$1; shift; exec 3<&0; for call; do "$program" "$call" <&3 & pids="$pids $!"; done; '
+    script += "for pid in $pids; do wait $pid || exit; done"
+    command = ["sh", "-c", script, "sh", programs("inject_calls", ("gcc", "-O1")), *CALLS]
+    shell = start(started, *command)
+    for _ in CALLS[1:]:
+        assert shell.line() == "ready\n"
+    for _ in range(CYCLES):
+        verbs("attach", "--tree", str(shell.pid), "--ram", "64M")
+        verbs("detach", "--tree", str(shell.pid))
+        for pid in tree_of(shell.pid):
+            assert remains(pid) == []
+    rounds = shell.finish().splitlines()
+    assert len(rounds) == len(CALLS), rounds
+    assert all(line.startswith("rounds ") for line in rounds), rounds
     wait_until(lambda: no_engine(verbs), 10, "the engine has ended")
 
 

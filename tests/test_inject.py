@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from support import CALLS
+
 door = pytest.importorskip("userswap.inject_door", reason="the data plane is not built")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd in full mode needs root")
@@ -32,13 +34,6 @@ FEATURE_MOVE = 1 << 16
 UFFDIO_REGISTER, UFFDIO_COPY, UFFDIO_UNREGISTER = 0xC020AA00, 0xC028AA03, 0x8010AA01
 PTRACE_SEIZE = 0x4206
 REMOVALS = int(os.environ.get("USERSWAP_REMOVALS", "40"))  # of a helper, from each program
-
-
-CALLS = [
-    "read", "poll", "ppoll", "select", "epoll_wait", "epoll_wait-time", "nanosleep", "futex", "sigtimedwait",
-    "recv", "semop", "recvmsg", "send", "accept", "waitid", "flock", "fcntl", "msgrcv", "mq", "splice",
-    "clock_nanosleep", "timerfd", "io_getevents",
-]  # fmt: skip
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
