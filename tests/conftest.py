@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the tests that run whole programs."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,13 @@ def pytest_configure() -> None:
     # In the background of a script SIGINT is ignored, and would be by all programs of theirs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: pytest.exit("terminated", 128 + number))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from userswap.errors import UserswapError
 MIB = 1 << 20
 GIB = 1 << 30
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices and mounts need root")
+needs_root = pytest.mark.root
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from support import (
     wait_until,
 )
 
+pytestmark = pytest.mark.root
+
 CYCLES = int(os.environ.get("USERSWAP_CYCLES", "2"))
 RAM = "96M"
 

@@ -10,7 +10,7 @@ import pytest
 from userswap import doctor
 from userswap.errors import UserswapError
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has what is looked for, and can drop it")
+needs_root = pytest.mark.root
 
 
 def userswap(*words: str) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ from support import CALLS
 
 door = pytest.importorskip("userswap.inject_door", reason="the data plane is not built")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd in full mode needs root")
+pytestmark = pytest.mark.root
 
 PROGRAMS = Path(__file__).parent / "programs"
 SOURCE = Path(__file__).parent.parent / "src" / "userswap"

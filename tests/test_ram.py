@@ -128,7 +128,7 @@ def limited_group() -> Iterator[Path]:
     top.rmdir()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="making a cgroup needs root")
+@pytest.mark.root
 def test_real_group(limited_group: Path) -> None:
     code = "from userswap import ram; print(ram.cgroup_limit(), ram.parse_ram('auto'))"
     enter = f"echo $$ > '{limited_group}/cgroup.procs' && exec \"$@\""

@@ -90,13 +90,21 @@ def loop_device(disk: Path) -> Iterator[str]:
         command("losetup", "--detach", device)
 
 
-@pytest.fixture(params=["file", "device", "dict", "folder", "plain", "encrypted file", "encrypted dict"])
+@pytest.fixture(
+    params=[
+        "file",
+        pytest.param("device", marks=pytest.mark.root),
+        "dict",
+        "folder",
+        "plain",
+        "encrypted file",
+        "encrypted dict",
+    ]
+)
 def medium(request: pytest.FixtureRequest, disk: Path) -> Iterator[door.Medium]:
     """Of SLOTS blocks, of each kind."""
     size = f"{SLOTS * 2}M"
     if request.param == "device":
-        if os.geteuid() != 0:
-            pytest.skip("loop devices need root")
         with loop_device(disk) as device, medium_of(device) as (made, _):
             yield made
         return

@@ -35,7 +35,7 @@ RAM = 64 * MIB
 CHECKED = {"USERSWAP_CHECK": "1"}
 TOLERANCE = 1.2  # these are about bytes
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and control groups need root")
+needs_root = pytest.mark.root
 
 
 # ---- a disk that others fill up
