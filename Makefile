@@ -6,18 +6,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the tests and the demo use of Debian, as "command:package".
 TEST_NEEDS := redis-server:redis-server stress-ng:stress-ng musl-gcc:musl-tools go:golang-go sqlite3:sqlite3 \
-	losetup:mount mkswap:util-linux setpriv:util-linux qemu-system-x86_64:qemu-system-x86
+	losetup:mount mkswap:util-linux setpriv:util-linux faketime:faketime qemu-system-x86_64:qemu-system-x86
 # And what is no command, as "file:package": any kernel of Debian's will do.
 TEST_FILES := /boot/vmlinuz-*:linux-image-cloud-amd64
 SOURCES := meson.build $(filter-out %.so %__pycache__,$(wildcard src/userswap/*))
 
-.PHONY: demo test lint bench torture torture-kills soak install clean check-build check-tests system-packages
+.PHONY: demo test test-no-root lint bench torture torture-kills soak install clean check-build check-tests system-packages
 
 demo: install
 	$(BIN)/python demo/demo.py
 
 test: check-tests install lint
 	$(BIN)/python -m pytest -q
+
+# As root: all that does not have to be, as nobody, who may open /dev/userfaultfd and holds no capability.
+test-no-root: check-tests install
+	CI=true tests/as_user.sh $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider -m "not root"
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .

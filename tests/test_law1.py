@@ -108,6 +108,7 @@ def pages_migrated() -> int:
     return int(found[1])
 
 
+@pytest.mark.root
 def test_memory_is_compacted_meanwhile(userswap: Runner, programs: Programs) -> None:
     """The kernel moves pages that are being evicted from one place of memory to another."""
     before = pages_migrated()

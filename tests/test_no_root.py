@@ -13,6 +13,7 @@ import pytest
 from support import (
     AS_USER,
     EXIT_OWN_ERROR,
+    LATE,
     UNBOUNDED,
     WITHOUT_PTRACE,
     Live,
@@ -30,8 +31,6 @@ pytestmark = pytest.mark.root
 # What Docker, Podman and Kubernetes leave to root in a container.
 CAPABILITIES = ["chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"]
 CAPABILITIES += ["net_bind_service", "net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"]
-# Who has no right to real time looks too late at times: 112 % were seen of this small a limit.
-LATE = 1.25
 NAMESPACES = ("unshare", "--mount", "--net", "--ipc", "--uts", "--cgroup")
 
 

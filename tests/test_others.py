@@ -235,6 +235,7 @@ for pid in map(int, sys.argv[2:]):
 """
 
 
+@pytest.mark.root
 def test_another_user_reaches_nothing_of_ours(live: Live, verbs: Verbs, disk: Path) -> None:
     (path,) = verbs.sockets()
     ours = [pid for pid in tree_of(live.pid) if name_of(pid) in (ENGINE, KEEPER, HELPER)]

@@ -2,14 +2,17 @@
 """What happens around a run: a disk that others fill up, limits of the system, processes of ours that are
 stopped."""
 
+import fcntl
+import itertools
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,16 +27,21 @@ from support import (
     Live,
     Programs,
     Runner,
+    Verbs,
     end_by_signal,
     name_of,
     tree_of,
     wait_until,
 )
 from test_areas import run as command
+from test_faulty import STOPPED, swaps
+from userswap import cgroups
 
 RAM = 64 * MIB
 CHECKED = {"USERSWAP_CHECK": "1"}
 TOLERANCE = 1.2  # these are about bytes
+EXT4_IOC_SHUTDOWN = 0x8004587D
+EXT4_GOING_FLAGS_NOLOGFLUSH = 2
 
 needs_root = pytest.mark.root
 
@@ -88,6 +96,166 @@ def test_a_disk_that_fills_up(userswap: Runner, programs: Programs, disk: Path, 
     else:
         assert run.returncode == EXIT_OWN_ERROR, run.describe()
         assert run.stderr == b"userswap: the swap areas are full\n", run.describe()
+
+
+# ---- an area that goes while it is used
+
+
+@contextmanager
+def device(folder: Path, mib: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A loop device, and what takes its medium away: what was written is gone."""
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(mib * MIB)
+    node = command("losetup", "--find", "--show", image)
+    try:
+        yield node, lambda: os.truncate(image, 0)
+    finally:
+        command("losetup", "--detach", node)
+
+
+@contextmanager
+def shut_down(folder: Path, mib: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A folder, and what makes of its file system one whose device was pulled: all fails from then on."""
+    with file_system(folder, mib) as place:
+
+        def go() -> None:
+            fd = os.open(place, os.O_RDONLY)
+            try:
+                fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("I", EXT4_GOING_FLAGS_NOLOGFLUSH))
+            finally:
+                os.close(fd)
+
+        yield f"{place}:{mib - 100}M", go
+
+
+@needs_root
+@pytest.mark.parametrize("areas", [1, 2])
+@pytest.mark.parametrize("what", [device, shut_down])
+def test_an_area_is_taken_away(
+    userswap: Runner,
+    programs: Programs,
+    verbs: Verbs,
+    disk: Path,
+    what: Callable[[Path, int], AbstractContextManager[tuple[str, Callable[[], None]]]],
+    areas: int,
+) -> None:
+    """What is there is lost: the program is stopped, and told which area it was."""
+    torture = [programs("torture"), "60", "256", "2", "2", "5"]
+    environment = {**verbs.env, **CHECKED, "USERSWAP_PACK": "0"}
+    (disk / "elsewhere").mkdir()
+    with what(disk, 600) as (area, take_away):
+        swap = [area, f"{disk}/elsewhere:600M"][:areas]
+        with userswap.start(torture, RAM, swap=swap, env=environment, tolerance=TOLERANCE) as live:
+            wait_until(lambda: swaps(live, verbs), 30, "it swaps")
+            take_away()
+            run = live.finish(120)
+    assert b"WRONG" not in run.stderr, run.describe()
+    assert b"ok" not in run.stdout, run.describe()
+    assert run.returncode == EXIT_OWN_ERROR, run.describe()
+    last = run.stderr.splitlines()[-1].decode()
+    assert re.fullmatch(STOPPED.decode(), last), run.describe()
+    assert area in last, run.describe()
+
+
+# ---- time that jumps, time that is missing
+
+
+@pytest.fixture
+def stepped(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A file that says by how much the clock is off, and what makes processes believe it."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    offset = tmp_path / "offset"
+    return offset, {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def test_the_clock_is_set(
+    userswap: Runner, programs: Programs, verbs: Verbs, stepped: tuple[Path, dict[str, str]]
+) -> None:
+    """By an hour, a day, a year, again and again, there and back; whatever waits for a time uses another."""
+    offset, environment = stepped
+    offset.write_text("+1y")
+    date = subprocess.run(["date", "+%s"], env={**os.environ, **environment}, capture_output=True, check=True)
+    assert int(date.stdout) > time.time() + 300 * 86400, "the step is believed"
+    torture = [programs("torture"), "6", "160", "2", "2", "6"]
+    environment |= {**verbs.env, **CHECKED}
+    with userswap.start(torture, RAM, env=environment, tolerance=TOLERANCE) as live:
+        for step in itertools.cycle(["+1h", "-1h", "-1d", "+1y", "-1y", "+0"]):
+            if live.process.poll() is not None:
+                break
+            (offset.parent / "next").write_text(step)
+            (offset.parent / "next").rename(offset)
+            verbs.start("status", "--json").communicate(timeout=20)
+        run = live.finish(120)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert 0 < run.stats["wall_seconds"] < run.seconds + 1, run.describe()
+
+
+class Freezer:
+    """A control group that is frozen and thawed: to its processes that is what suspending the machine is."""
+
+    def __init__(self) -> None:
+        mounts = cgroups.mounts("freezer", "/proc/self")
+        self._first = "cgroup" in mounts  # the version
+        self.group = Path(mounts["cgroup" if self._first else "cgroup2"][0]) / f"userswap-test-{os.getpid()}"
+        self.group.mkdir()
+
+    def _is_frozen(self) -> bool:
+        if self._first:
+            return (self.group / "freezer.state").read_text() == "FROZEN\n"
+        return "frozen 1" in (self.group / "cgroup.events").read_text()
+
+    def freeze(self) -> bool:
+        """Whether all were. The engine cannot answer a system call's fault any more, which the kernel does
+        not interrupt, so there may be one that waits: then the machine stays awake, for now."""
+        if self._first:
+            (self.group / "freezer.state").write_text("FROZEN")
+        else:
+            (self.group / "cgroup.freeze").write_text("1")
+        deadline = time.monotonic() + 0.5
+        while not self._is_frozen() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._is_frozen()
+
+    def thaw(self) -> None:
+        if self._first:
+            (self.group / "freezer.state").write_text("THAWED")
+        else:
+            (self.group / "cgroup.freeze").write_text("0")
+
+    def remove(self) -> None:
+        self.thaw()
+        wait_until(lambda: not (self.group / "cgroup.procs").read_text(), 20, "its processes have ended")
+        self.group.rmdir()
+
+
+@pytest.fixture
+def freezer() -> Iterator[Freezer]:
+    made = Freezer()
+    yield made
+    made.remove()
+
+
+@needs_root
+def test_all_are_suspended_for_a_while(userswap: Runner, programs: Programs, freezer: Freezer) -> None:
+    torture = [programs("torture"), "6", "160", "2", "2", "6"]
+    enter = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(freezer.group))
+    frozen = 0
+    with userswap.start(torture, RAM, env=CHECKED, tolerance=TOLERANCE, prefix=enter) as live:
+        wait_until(lambda: HELPER in map(name_of, tree_of(live.pid)), 20, "it is entered")
+        while frozen < 8 and live.process.poll() is None:
+            frozen += freezer.freeze()
+            freezer.thaw()
+            time.sleep(0.1)  # how long it works between
+        run = live.finish(120)
+    assert frozen == 8, run.describe()
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["takeovers"] == 0
 
 
 # ---- processes of ours that are stopped
