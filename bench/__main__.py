@@ -1,148 +1,204 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run one workload under the kernel's swap file and under userswap, and print both.
+"""Run programs under the kernel's swap and under userswap, with the same memory, and compare.
 
 Each round runs every side once, in an order that alternates from round to round, so that a machine that
-grows slower or faster favours nobody. The table gives medians over the rounds.
+grows slower or faster favours nobody. Each result is checked. The memory is a share of what the program needs
+when it has all that it wants, which is measured first.
 """
 
 import argparse
-import contextlib
+import dataclasses
 import json
 import os
 import platform
+import resource
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
-from bench import kernel
-from bench.table import Result, Timing, markdown
+from rich.console import Console
 
-HERE = Path(__file__).parent
-SIDES = ("none", "kernel", "userswap")
-ENCRYPTED = "userswap-encrypted"  # only if it is asked for
-RESULTS = """\
-# The kernel's swap file and userswap, side by side
+from bench import kernel, plots, sides
+from bench.figures import Figures, Result, Timing, costs, table
+from bench.workloads import NAMES, Workload, workload
 
-`python -m bench {command}`, or `make bench`:
-
-{setting}.
-
-{table}
-
-One process with one array of 16-byte records of random bits (nothing compresses), checked to the last byte
-in every phase. "No limit" has all the memory it asks for. "Kernel" is a swap file under a memory cgroup,
-which counts page tables and the file cache as well; "userswap" is `userswap run --ram`, which counts the
-engine's own memory. A unit is a page of 4 KiB, for the random phases an operation on a random page, a quarter
-of which are in memory. The teardown is the munmap of the whole array.
-"""
-Command = Callable[[list[str]], list[str]]
+MIB = 1 << 20
+SEED = 1
 
 
 def interrupted(number: int, frame: FrameType | None) -> None:
-    """Turn a signal into an exception, so that the swap file goes away."""
+    """Turn a signal into an exception, so that swap files, devices and groups go away."""
     sys.exit(128 + number)
 
 
-def compile_workload(folder: Path) -> Path:
-    binary = folder / "workload"
-    source = HERE / "workload.c"
-    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(binary)], check=True)
-    return binary
+class Bench:
+    """The runs of one call."""
 
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self._options = options
+        self._console = console
+        self._checks: dict[str, object] = {}
+        self._peaks: dict[str, list[int]] = {}
+        self.results: list[Result] = []
 
-@contextlib.contextmanager
-def side(name: str, options: argparse.Namespace) -> Iterator[Command]:
-    """Yield what turns the workload's command into one under this side's swap."""
-    limit = options.ram << 20
-    swap = (options.size + options.ram) << 20
-    with contextlib.ExitStack() as stack:
-        if name == "kernel":
-            stack.enter_context(kernel.swap_file(options.directory, swap))
-            stack.enter_context(kernel.global_swappiness(options.swappiness))
-            group = stack.enter_context(kernel.memory_cgroup(limit, options.swappiness))
-            yield lambda command: kernel.enter(group, command)
-        elif name in ("userswap", ENCRYPTED):
-            temporary = tempfile.TemporaryDirectory(prefix=kernel.PREFIX, dir=options.directory)
-            folder = stack.enter_context(temporary)
-            run = [sys.executable, "-m", "userswap", "run", "--ram", str(limit), "--quiet"]
-            run += ["--swap", f"{folder}:{swap}", "--stats", f"{folder}/stats.json"]
-            run += ["--encrypt"] if name == ENCRYPTED else []
-            yield lambda command: [*run, "--", *command]
+    def peak(self, name: str) -> int:
+        """Bytes that a workload needs: the median of what it took without a limit."""
+        return int(statistics.median(self._peaks[name]))
+
+    def run(self, one: Workload, side: str, share: int, number: int) -> None:
+        """Once more; a result that is wrong ends the bench, a program that does not end is noted."""
+        options = self._options
+        need = options.size * MIB if side == "none" else self.peak(one.name)
+        limit = need * share // 100
+        started = f"{one.name}, {side}" + ("" if side == "none" else f" at {share} %, {limit // MIB} MiB")
+        self._console.print(f"round {number + 1} of {options.rounds}: {started}", highlight=False)
+        with sides.side(side, limit, 2 * need + limit, options.directory, options.swappiness) as place:
+            os.sync()
+            busy = sides.busy_seconds()
+            ended = self._execute(
+                place.command(one.line(options.size, SEED)), {"OMP_NUM_THREADS": "2", **place.environment}
+            )
+            cpu = sides.busy_seconds() - busy
+            moved = place.moved() if not ended.error else (0, 0)
+        result = Result(
+            one.name, side, share, number, {}, ended.error, limit, cpu,
+            ended.usage.ru_minflt, ended.usage.ru_majflt, *moved,
+        )  # fmt: skip
+        if ended.error:
+            self._console.print(f"  {ended.error}", highlight=False, markup=False)
         else:
-            yield lambda command: command
+            printed = json.loads(ended.out)
+            check = printed.pop("check", None)
+            if self._checks.setdefault(one.name, check) != check:
+                sys.exit(f"bench: {one.name}, {side}: a wrong result: {check}, not {self._checks[one.name]}")
+            phases = {phase: Timing(**timing) for phase, timing in printed.items()}
+            result = dataclasses.replace(result, phases=phases)
+            if side == "none":
+                self._peaks.setdefault(one.name, []).append(ended.usage.ru_maxrss * 1024)
+        self.results.append(result)
+
+    def _execute(self, command: list[str], environment: dict[str, str]) -> "Ended":
+        """To its end, or until it has taken too long."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = subprocess.Popen(
+                command, stdout=out, stderr=err, env={**os.environ, **environment}, start_new_session=True
+            )
+            late = threading.Timer(self._options.timeout, os.killpg, (child.pid, signal.SIGTERM))
+            late.start()
+            try:
+                _, status, usage = os.wait4(child.pid, 0)
+                child.returncode = os.waitstatus_to_exitcode(status)
+            finally:
+                was_late = not late.is_alive()
+                late.cancel()
+                late.join()
+                if child.returncode is None:
+                    os.killpg(child.pid, signal.SIGTERM)
+                    child.wait()
+            out.seek(0)
+            err.seek(0)
+            lines = err.read().decode(errors="replace").strip().splitlines()
+            error = f"status {child.returncode}: {lines[-1] if lines else ''}" if child.returncode else ""
+            return Ended(out.read(), "too slow" if was_late else error, usage)
 
 
-def run_once(name: str, command: list[str], options: argparse.Namespace) -> Result:
-    with side(name, options) as wrapped:
-        os.sync()
-        start = time.monotonic()
-        child = subprocess.Popen(wrapped(command), stdout=subprocess.PIPE)
-        try:
-            out, _ = child.communicate(timeout=options.timeout)
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
-        wall = time.monotonic() - start
-    if child.returncode:
-        sys.exit(f"bench: {name}: exit status {child.returncode}")
-    phases = {phase: Timing(**timing) for phase, timing in json.loads(out).items()}
-    phases["whole run"] = Timing(seconds=wall, units=options.size << 8)
-    return Result(name, phases)
+class Ended(NamedTuple):
+    """A run that is over: its output, why it failed or nothing, and what it and its children used."""
+
+    out: bytes
+    error: str
+    usage: resource.struct_rusage
 
 
-def sides_of_round(number: int, sides: list[str]) -> list[str]:
-    return sides if number % 2 == 0 else sides[::-1]
+REPORT = """\
+# Programs in less memory than they need
+
+`python -m bench {command}`:
+
+{setting}.
+
+Seconds are medians over the rounds, ± how far any round is from its median. Ratios are of times, ours over
+theirs, of pairs of the same round: below 1 userswap is faster; the median and its 95 % interval. "-": did not
+come to an end. The memory is that of the group in which the kernel's side runs, which counts page tables,
+the file cache, zswap's pool, and here zram's memory as well; for userswap it is `--ram`, which counts the
+engine's own.
+
+{tables}
+"""
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default 3)")
-    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="memory of the workload (1024)")
-    parser.add_argument("--ram", type=int, default=256, metavar="MIB", help="memory that it is given (256)")
-    parser.add_argument("--ops", type=int, default=32768, help="random reads, and random writes (32768)")
-    parser.add_argument("--sides", nargs="+", choices=[*SIDES, ENCRYPTED], default=list(SIDES))
+def report(figures: Figures, setting: str) -> str:
+    parts = []
+    for share in figures.shares():
+        parts += [f"## {share} % of the memory", table(figures, share), "What it cost beside time:"]
+        parts += [costs(figures, share)]
+    return REPORT.format(setting=setting, command=shlex.join(sys.argv[1:]), tables="\n\n".join(parts))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME",
+                        help=f"of {', '.join(NAMES)} (all)")  # fmt: skip
+    parser.add_argument("--sides", nargs="+", choices=sides.SIDES, default=list(sides.USUAL), metavar="SIDE",
+                        help=f"of {', '.join(sides.SIDES)} (all but the last)")  # fmt: skip
+    parser.add_argument("--shares", nargs="+", type=int, default=[50, 25], metavar="PERCENT",
+                        help="memory, of what the program needs (50 25)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="how often each side runs (5)")
+    parser.add_argument("--size", type=int, default=512, metavar="MIB", help="of a workload, about (512)")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="where the swap lies")
     parser.add_argument("--swappiness", type=int, default=60, help="of the kernel's side (60)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one run may take (600)")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="write the table with its command")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the tables, as markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
-    return parser.parse_args(argv)
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write plots of slowdown over memory")
+    options = parser.parse_args(argv)
+    if "none" not in options.sides:
+        options.sides.insert(0, "none")  # what the others are given is a share of what it takes
+    return options
 
 
-def main(argv: list[str] | None = None) -> None:
+def rounds(bench: Bench, options: argparse.Namespace, folder: Path) -> None:
+    for name in options.workloads:
+        one = workload(name, folder)
+        others = [side for side in options.sides if side != "none"]
+        for number in range(options.rounds):
+            bench.run(one, "none", 100, number)
+            pairs = [(side, share) for share in options.shares for side in others]
+            for side, share in pairs if number % 2 == 0 else reversed(pairs):
+                bench.run(one, side, share, number)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, interrupted)
-    results: list[Result] = []
+    console = Console(stderr=True)
+    bench = Bench(options, console)
     with tempfile.TemporaryDirectory(prefix=kernel.PREFIX) as folder:
-        binary = compile_workload(Path(folder))
-        for number in range(options.rounds):
-            for name in sides_of_round(number, options.sides):
-                print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
-                command = [str(binary), str(options.size), str(options.ops), str(number + 1)]
-                results.append(run_once(name, command, options))
+        rounds(bench, options, Path(folder))
     page_cluster = Path("/proc/sys/vm/page-cluster").read_text().strip()
     setting = (
-        f"{options.size} MiB at {options.ram} MiB, {options.ops} random operations, "
-        f"medians of {options.rounds} rounds, Linux {platform.release()}, {os.cpu_count()} CPUs, "
-        f"kernel swappiness {options.swappiness}, page-cluster {page_cluster}"
+        f"about {options.size} MiB each, medians of {options.rounds} rounds, Linux {platform.release()}, "
+        f"{os.cpu_count()} CPUs, kernel swappiness {options.swappiness}, page-cluster {page_cluster}"
     )
-    table = markdown(results)
-    print(f"{setting}\n\n{table}")
+    figures = Figures(bench.results)
+    text = report(figures, setting)
+    print(text)
     if options.results:
-        options.results.write_text(
-            RESULTS.format(setting=setting, table=table, command=shlex.join(sys.argv[1:]))
-        )
+        options.results.write_text(text)
     if options.json:
-        rows = [result.as_dict() for result in results]
+        rows = [result.as_dict() for result in bench.results]
         options.json.write_text(json.dumps({"setting": setting, "runs": rows}, indent=1) + "\n")
+    if options.plots:
+        plots.write(figures, options.plots)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's side: a swap file and a memory cgroup, each removed again however the run ends."""
+"""The kernel's side: swap file, zram, zswap and memory cgroup, each removed again however the run ends."""
 
 import contextlib
 import os
 import re
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PREFIX = "userswap-bench-"
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+LIMITS = ("memory.limit_in_bytes", "memory.max")
 
 
 class Unavailable(Exception):
@@ -128,3 +130,68 @@ def global_swappiness(value: int) -> Iterator[None]:
         yield
     finally:
         setting.write_text(before)
+
+
+@contextlib.contextmanager
+def zram(size: int, algorithm: str = "lz4") -> Iterator[Path]:
+    """A new zram device of `size` bytes as swap, on from here to the end of the block; yields its folder in
+    /sys/block."""
+    control = Path("/sys/class/zram-control")
+    if os.geteuid() or not (control / "hot_add").exists():
+        raise Unavailable("zram needs root, and the kernel's module")
+    number = (control / "hot_add").read_text().strip()
+    folder, device = Path(f"/sys/block/zram{number}"), f"/dev/zram{number}"
+    try:
+        (folder / "comp_algorithm").write_text(algorithm)
+        (folder / "disksize").write_text(str(size))
+        subprocess.run(["mkswap", device], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["swapon", "--priority", "32767", device], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["swapoff", device], check=True)
+    finally:
+        (folder / "reset").write_text("1")
+        (control / "hot_remove").write_text(number)
+
+
+def zram_memory(folder: Path) -> int:
+    """Bytes of memory that a device takes."""
+    return int((folder / "mm_stat").read_text().split()[2])
+
+
+@contextlib.contextmanager
+def zswap(algorithm: str = "lz4") -> Iterator[None]:
+    """Compressed pages before any swap device; its memory counts for the group whose pages they are."""
+    settings = Path("/sys/module/zswap/parameters")
+    wanted = {"compressor": algorithm, "max_pool_percent": "50", "enabled": "Y"}
+    if not settings.exists():
+        raise Unavailable("this kernel has no zswap")
+    before = {name: (settings / name).read_text().strip() for name in wanted}
+    try:
+        for name, value in wanted.items():
+            (settings / name).write_text(value)
+        yield
+    finally:
+        for name in reversed(wanted):
+            (settings / name).write_text(before[name])
+
+
+@contextlib.contextmanager
+def limit_less(group: Path, limit: int, taken: Callable[[], int]) -> Iterator[None]:
+    """Holds a group's limit at `limit` less what is taken elsewhere for its sake, which comes and goes."""
+    setting = next(file for name in LIMITS if (file := group / name).exists())
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(0.02):
+            with contextlib.suppress(OSError):  # version 1 refuses what it cannot reclaim: again in a moment
+                setting.write_text(str(max(limit - taken(), limit // 16)))
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()

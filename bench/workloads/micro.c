@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
-// The workload of the benchmark: six phases on one private anonymous area, each timed from inside and
+// The small workloads of the benchmark: phases on one private anonymous area, each timed from inside and
 // each checked. It knows nothing of who swaps it.
 //
-//     workload MIB OPS SEED
+//     micro MIB OPS SEED
 //
 // prints one JSON object: seconds and units (pages, or operations) of each phase. The area is an array of
 // 16-byte records of pseudo-random bits, so that compression gains nothing and the comparison is about
@@ -11,14 +11,18 @@
 // kept from what must be there, never from what was read.
 #define _GNU_SOURCE
 #include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
-enum { PAGE = 4096 };
+enum { PAGE = 4096, STRIDE = 16, THREADS = 4 };
 
 struct record {
 	uint64_t key;
@@ -63,7 +67,7 @@ static double now(void)
 
 static void wrong(const char *phase, uint64_t index)
 {
-	fprintf(stderr, "workload: %s: record %" PRIu64 " is wrong: %016" PRIx64 " %016" PRIx64 "\n", phase,
+	fprintf(stderr, "micro: %s: record %" PRIu64 " is wrong: %016" PRIx64 " %016" PRIx64 "\n", phase,
 		index, area[index].key, area[index].value);
 	abort();
 }
@@ -89,6 +93,80 @@ static uint64_t scan(void)
 {
 	for (uint64_t i = 0; i < pages * RECORDS_PER_PAGE; i++)
 		check("scan", i, 0);
+	return pages;
+}
+
+static uint64_t reverse_scan(void)
+{
+	for (uint64_t i = pages * RECORDS_PER_PAGE; i-- > 0;)
+		check("reverse scan", i, 0);
+	return pages;
+}
+
+// Columns of a matrix: one record of every STRIDE-th page, then of the next ones.
+static uint64_t strided(void)
+{
+	for (uint64_t first = 0; first < STRIDE; first++)
+		for (uint64_t page = first; page < pages; page += STRIDE)
+			check("strided", page * RECORDS_PER_PAGE + first, 0);
+	return pages;
+}
+
+// Ranks by Zipf's law with exponent 0.99, as in YCSB: Gray et al., Quickly Generating Billion-Record
+// Synthetic Databases, SIGMOD 1994. A rank's page is anywhere.
+static uint64_t zipf_reads(uint64_t ops)
+{
+	const double theta = 0.99, alpha = 1 / (1 - theta);
+	double zeta = 0, two = 1 + pow(0.5, theta);
+
+	for (uint64_t i = 1; i <= pages; i++)
+		zeta += pow(1 / (double)i, theta);
+	double eta = (1 - pow(2.0 / (double)pages, 1 - theta)) / (1 - two / zeta);
+	for (uint64_t k = 0; k < ops; k++) {
+		double u = (double)(mix(seed * 3 + k) >> 11) * 0x1p-53, uz = u * zeta;
+		uint64_t rank = uz < 1     ? 0
+				: uz < two ? 1
+					   : (uint64_t)((double)pages * pow(eta * u - eta + 1, alpha));
+
+		check("zipf reads", mix(seed ^ rank) % pages * RECORDS_PER_PAGE, 0);
+	}
+	return ops;
+}
+
+static void *scan_part(void *part)
+{
+	uint64_t each = pages / THREADS * RECORDS_PER_PAGE, first = (uint64_t)(uintptr_t)part * each;
+
+	for (uint64_t i = first; i < first + each; i++)
+		check("scan by threads", i, 0);
+	return NULL;
+}
+
+static uint64_t scan_by_threads(void)
+{
+	pthread_t threads[THREADS];
+
+	for (uintptr_t i = 0; i < THREADS; i++)
+		if (pthread_create(&threads[i], NULL, scan_part, (void *)i))
+			abort();
+	for (int i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	return pages / THREADS * THREADS;
+}
+
+// A child that looks at a few pages, most of them swapped, and ends.
+static uint64_t fork_once(void)
+{
+	int status;
+	pid_t child = fork();
+
+	if (child == 0) {
+		for (uint64_t k = 0; k < 256; k++)
+			check("fork", mix(seed * 5 + k) % pages * RECORDS_PER_PAGE, 0);
+		_exit(0);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child || status)
+		abort();
 	return pages;
 }
 
@@ -176,7 +254,7 @@ static uint64_t verify(void)
 		got += record_hash(area[i]);
 	}
 	if (got != sum) {
-		fprintf(stderr, "workload: a record was lost: sum %016" PRIx64 ", not %016" PRIx64 "\n", got, sum);
+		fprintf(stderr, "micro: a record was lost: sum %016" PRIx64 ", not %016" PRIx64 "\n", got, sum);
 		abort();
 	}
 	return pages;
@@ -201,7 +279,7 @@ int main(int argc, char **argv)
 	double t;
 
 	if (argc != 4) {
-		fprintf(stderr, "usage: workload MIB OPS SEED\n");
+		fprintf(stderr, "usage: micro MIB OPS SEED\n");
 		return 2;
 	}
 	pages = strtoull(argv[1], NULL, 10) << 8;
@@ -210,7 +288,7 @@ int main(int argc, char **argv)
 	generation = calloc(pages, 1);
 	area = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!pages || !generation || area == MAP_FAILED) {
-		perror("workload");
+		perror("micro");
 		return 2;
 	}
 	// One page size for all: the kernel's huge pages would make the first fill another benchmark.
@@ -219,7 +297,12 @@ int main(int argc, char **argv)
 	putchar('{');
 	t = now(), report("first fill", t, fill(), ", ");
 	t = now(), report("sequential scan", t, scan(), ", ");
+	t = now(), report("reverse scan", t, reverse_scan(), ", ");
+	t = now(), report("strided", t, strided(), ", ");
+	t = now(), report("scan by threads", t, scan_by_threads(), ", ");
 	t = now(), report("random reads", t, random_reads(ops), ", ");
+	t = now(), report("zipf reads", t, zipf_reads(ops), ", ");
+	t = now(), report("fork", t, fork_once(), ", ");
 	t = now(), report("random writes", t, random_writes(ops), ", ");
 	t = now(), report("sort", t, sort(), ", ");
 	t = now(), report("scan of the sorted", t, verify(), ", ");
