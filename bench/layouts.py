@@ -163,7 +163,16 @@ def run_once(binary: Path, bits: int, options: argparse.Namespace) -> dict[str, 
     with tempfile.TemporaryDirectory(prefix="userswap-bench-", dir="/var/tmp") as folder:
         command = [sys.executable, "-m", "userswap", "run", "--quiet", "--ram", f"{options.ram}M"]
         command += ["--swap", f"{folder}:{options.size + options.ram}M", "--stats", f"{folder}/stats.json"]
-        command += ["--entry-bits", str(bits), "--", str(binary), str(options.size), str(options.ops), "1"]
+        command += [
+            "--entry-bits",
+            str(bits),
+            "--",
+            str(binary),
+            str(options.size),
+            str(options.ops),
+            "1",
+            "1",
+        ]
         os.sync()
         begun = time.monotonic()
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=600).stdout

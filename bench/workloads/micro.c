@@ -3,11 +3,11 @@
 // The small workloads of the benchmark: phases on one private anonymous area, each timed from inside and
 // each checked. It knows nothing of who swaps it.
 //
-//     micro MIB OPS SEED
+//     micro MIB OPS SEED FOLD
 //
 // prints one JSON object: seconds and units (pages, or operations) of each phase. The area is an array of
 // 16-byte records of pseudo-random bits, so that compression gains nothing and the comparison is about
-// paging. What a record must hold follows from its index and from the writes that were made to it; `sum` is
+// paging; with a FOLD above 1 each page holds so many times the same. What a record must hold follows from its index and from the writes that were made to it; `sum` is
 // kept from what must be there, never from what was read.
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -40,6 +40,7 @@ static uint64_t mix(uint64_t x)
 }
 
 static uint64_t seed;
+static uint64_t fold; // how often the same records come in a page
 static struct record *area;
 static uint8_t *generation; // of each page's first record: how often it was written since the fill
 static uint64_t sum;        // of record_hash over all that must be in the area
@@ -47,7 +48,8 @@ static size_t pages;
 
 static struct record expected(uint64_t index, unsigned gen)
 {
-	uint64_t key = mix(index ^ seed ^ ((uint64_t)gen << 48));
+	uint64_t at = index % RECORDS_PER_PAGE;
+	uint64_t key = mix((index - at + at % (RECORDS_PER_PAGE / fold)) ^ seed ^ ((uint64_t)gen << 48));
 
 	return (struct record){key, mix(key)};
 }
@@ -278,16 +280,17 @@ int main(int argc, char **argv)
 	uint64_t ops;
 	double t;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: micro MIB OPS SEED\n");
+	if (argc != 5) {
+		fprintf(stderr, "usage: micro MIB OPS SEED FOLD\n");
 		return 2;
 	}
 	pages = strtoull(argv[1], NULL, 10) << 8;
 	ops = strtoull(argv[2], NULL, 10);
 	seed = mix(strtoull(argv[3], NULL, 10));
+	fold = strtoull(argv[4], NULL, 10);
 	generation = calloc(pages, 1);
 	area = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (!pages || !generation || area == MAP_FAILED) {
+	if (!pages || !fold || fold > RECORDS_PER_PAGE || !generation || area == MAP_FAILED) {
 		perror("micro");
 		return 2;
 	}
