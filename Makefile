@@ -30,8 +30,13 @@ lint: $(VENV)/tools
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/userswap/*.pyx src/userswap/*.pxd
 	$(BIN)/clang-format --dry-run --Werror src/userswap/*.[ch]
 
-bench: install
-	$(BIN)/python -m bench
+BENCH ?=
+bench: install $(VENV)/bench
+	$(BIN)/python -m bench $(BENCH)
+
+$(VENV)/bench: pyproject.toml | $(VENV)/tools
+	$(BIN)/pip install --quiet --group bench
+	touch $@
 
 TORTURE_SECONDS ?= 600
 torture: check-tests install

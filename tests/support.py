@@ -207,6 +207,19 @@ def send(process: "subprocess.Popen[bytes]", line: bytes = b"\n") -> None:
     process.stdin.flush()
 
 
+@contextmanager
+def outside(command: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
+    """A program that runs by itself, from its line "ready" on; killed after the block if it has not ended."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        try:
+            assert program.stdout is not None
+            while "ready" not in program.stdout.readline():
+                assert program.poll() is None
+            yield program
+        finally:
+            program.kill()
+
+
 # ---- the sampler
 
 

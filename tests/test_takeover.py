@@ -34,6 +34,7 @@ from support import (
     end_by_signal,
     keeper_of,
     name_of,
+    outside,
     stat_of,
     tree_of,
     wait_until,
@@ -313,15 +314,11 @@ def test_a_swapoff_begins_anew(
         assert run.stats["takeovers"] > 1, run.describe()
 
 
+@pytest.mark.root
 def test_a_detach_is_not_finished(programs: Programs, verbs: Verbs, crashing: dict[str, str]) -> None:
     """The next engine attaches to the process again, and its memory is as it was."""
     verbs.env.update({**crashing, **CHECKED, "USERSWAP_CRASH": "detach-unregistered:1"})
-    with subprocess.Popen(
-        [programs("loop_verify"), "160"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as program:
-        assert program.stdout is not None
-        while program.stdout.readline() != "ready\n":
-            assert program.poll() is None
+    with outside([programs("loop_verify"), "160"]) as program:
         verbs("attach", str(program.pid), "--ram", str(RAM))
         for deaths in range(1, 4):
             wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 20, "it is swapped")

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from support import (
     engine_of,
     keeper_of,
     name_of,
+    outside,
     stat_of,
     tree_of,
     wait_until,
@@ -130,13 +130,9 @@ def test_at_any_moment(userswap: Runner, programs: Programs, verbs: Verbs, other
     assert opened < 400 + 12 * (1 + run.stats["processes_attached"])
 
 
+@pytest.mark.root
 def test_an_attached_process(programs: Programs, verbs: Verbs, other: Other) -> None:
-    with subprocess.Popen(
-        [programs("loop_verify"), "160"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as program:
-        assert program.stdout is not None
-        while "ready" not in program.stdout.readline():
-            assert program.poll() is None
+    with outside([programs("loop_verify"), "160"]) as program:
         verbs("attach", str(program.pid), "--ram", "96M")
         wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 30, "some of it is swapped")
         other("second")("upgrade")
