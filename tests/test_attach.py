@@ -23,7 +23,6 @@ from support import (
     Programs,
     Verbs,
     name_of,
-    pids,
     stat_of,
     tree_of,
     wait_until,
@@ -429,7 +428,7 @@ def test_a_process_at_the_end_of_its_memory(
     verbs("attach", str(program.pid), "--ram", RAM)
     wait_until(lambda: program.resident() < 96 * MIB, 30, "its memory is under the limit")
     assert "oom_kill 0" in (group / "memory.oom_control").read_text()
-    (engine,) = [pid for pid in pids() if name_of(pid) == ENGINE]
+    (engine,) = [pid for pid in tree_of(verbs.engine()["pid"]) if name_of(pid) == ENGINE]
     locked = next(line for line in Path(f"/proc/{engine}/status").read_text().splitlines() if "VmLck" in line)
     assert int(locked.split()[1]) > 8 << 10
     (group / "memory.limit_in_bytes").write_text("-1")

@@ -85,15 +85,15 @@ def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path, method:
     here bytes count, not the limit."""
     command = [program("stress-ng"), "--vm", "2", "--vm-bytes", "512M", "--vm-method", method, "--verify"]
     command += ["--vm-madvise", advice] if advice != "random" else []
-    command += ["--timeout", "15", "--temp-path", str(tmp_path)]
+    command += ["--timeout", "8", "--temp-path", str(tmp_path)]
     swapped = userswap(command, 128 * MIB, tolerance=math.inf)
-    assert swapped.stats["pages_evicted"] > 100_000, swapped.describe()
+    assert swapped.stats["pages_evicted"] > 50_000, swapped.describe()
     assert b"fail" not in swapped.stderr, swapped.describe()
 
 
 # ---- redis: a server that forks to save while it goes on being written to
 
-KEYS = 60_000
+KEYS = 36_000
 
 
 def value(key: int, generation: int) -> bytes:

@@ -53,7 +53,7 @@ int main(int argc, char **argv)
 {
 	size_t ballast = (argc > 1 ? strtoul(argv[1], NULL, 10) : 128) * MIB;
 	char *area = map_filled(ballast, 7);
-	time_t end = time(NULL) + 8;
+	time_t end = time(NULL) + 5;
 	uint64_t turn = 0;
 
 	for (int i = 0; i < PLACES; i++)
