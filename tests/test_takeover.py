@@ -57,6 +57,8 @@ POINTS = sorted(
 )
 RARE = {"swapoff-copied", "swapoff-switching", "detach-unregistered"}  # have a test of their own
 EVER = {"takeover-mms", "takeover-made", "takeover-wake", "takeover-event"}
+# Passed, or passed often, where the kernel tells of forks: who has no right to that is never there.
+TOLD = {"enter-bind", "enter-bound", "enter-inserted", "enter-unverified", "fork-inserted", "fork-made"}
 # How often an engine comes by before it is killed, so that it gets something done: once a page, a fault, a
 # batch or an event; all others once a block, a mapping or a process.
 PASSES = {
@@ -198,7 +200,14 @@ def crashing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-@pytest.mark.parametrize("point", [point for point in POINTS if point not in RARE | EVER])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(point, marks=[pytest.mark.root] if point in TOLD else [])
+        for point in POINTS
+        if point not in RARE | EVER
+    ],
+)
 def test_killed_at_each_point(
     userswap: Runner, programs: Programs, crashing: dict[str, str], point: str
 ) -> None:
