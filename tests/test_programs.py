@@ -93,7 +93,7 @@ def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path, method:
 
 # ---- redis: a server that forks to save while it goes on being written to
 
-KEYS = 36_000
+KEYS = 48_000
 
 
 def value(key: int, generation: int) -> bytes:
@@ -176,7 +176,8 @@ def test_redis_saves_in_the_background_under_load(userswap: Runner) -> None:
             native = live.finish(30)
         assert native.returncode == 0, native.describe()
         (folder / "dump.rdb").unlink()
-        with userswap.start(redis_command(folder), native.sampled.peak_bytes // 4) as live:
+        ram = max(native.sampled.peak_bytes // 4, 64 * MIB)
+        with userswap.start(redis_command(folder), ram) as live:
             serve(live, folder)
             swapped = live.finish(30)
         assert swapped.returncode == 0, swapped.describe()
