@@ -28,7 +28,7 @@ from rich.console import Console
 
 from bench import kernel, plots, sides
 from bench.figures import Figures, Result, Timing, costs, table
-from bench.workloads import NAMES, Workload, workload
+from bench.workloads import NAMES, command
 
 MIB = 1 << 20
 SEED = 1
@@ -53,23 +53,21 @@ class Bench:
         """Bytes that a workload needs: the median of what it took without a limit."""
         return int(statistics.median(self._peaks[name]))
 
-    def run(self, one: Workload, side: str, share: int, number: int) -> None:
+    def run(self, name: str, line: list[str], side: str, share: int, number: int) -> None:
         """Once more; a result that is wrong ends the bench, a program that does not end is noted."""
         options = self._options
-        need = options.size * MIB if side == "none" else self.peak(one.name)
+        need = options.size * MIB if side == "none" else self.peak(name)
         limit = need * share // 100
-        started = f"{one.name}, {side}" + ("" if side == "none" else f" at {share} %, {limit // MIB} MiB")
+        started = f"{name}, {side}" + ("" if side == "none" else f" at {share} %, {limit // MIB} MiB")
         self._console.print(f"round {number + 1} of {options.rounds}: {started}", highlight=False)
         with sides.side(side, limit, 2 * need + limit, options.directory, options.swappiness) as place:
             os.sync()
             busy = sides.busy_seconds()
-            ended = self._execute(
-                place.command(one.line(options.size, SEED)), {"OMP_NUM_THREADS": "2", **place.environment}
-            )
+            ended = self._execute(place.command(line), {"OMP_NUM_THREADS": "2", **place.environment})
             cpu = sides.busy_seconds() - busy
             moved = place.moved() if not ended.error else (0, 0)
         result = Result(
-            one.name, side, share, number, {}, ended.error, limit, cpu,
+            name, side, share, number, {}, ended.error, limit, cpu,
             ended.usage.ru_minflt, ended.usage.ru_majflt, *moved,
         )  # fmt: skip
         if ended.error:
@@ -77,12 +75,12 @@ class Bench:
         else:
             printed = json.loads(ended.out)
             check = printed.pop("check", None)
-            if self._checks.setdefault(one.name, check) != check:
-                sys.exit(f"bench: {one.name}, {side}: a wrong result: {check}, not {self._checks[one.name]}")
+            if self._checks.setdefault(name, check) != check:
+                sys.exit(f"bench: {name}, {side}: a wrong result: {check}, not {self._checks[name]}")
             phases = {phase: Timing(**timing) for phase, timing in printed.items()}
             result = dataclasses.replace(result, phases=phases)
             if side == "none":
-                self._peaks.setdefault(one.name, []).append(ended.usage.ru_maxrss * 1024)
+                self._peaks.setdefault(name, []).append(ended.usage.ru_maxrss * 1024)
         self.results.append(result)
 
     def _execute(self, command: list[str], environment: dict[str, str]) -> "Ended":
@@ -167,13 +165,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def rounds(bench: Bench, options: argparse.Namespace, folder: Path) -> None:
     for name in options.workloads:
-        one = workload(name, folder)
+        line = command(name, options.size, SEED, folder)
         others = [side for side in options.sides if side != "none"]
         for number in range(options.rounds):
-            bench.run(one, "none", 100, number)
+            bench.run(name, line, "none", 100, number)
             pairs = [(side, share) for share in options.shares for side in others]
             for side, share in pairs if number % 2 == 0 else reversed(pairs):
-                bench.run(one, side, share, number)
+                bench.run(name, line, side, share, number)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PREFIX = "userswap-bench-"
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-LIMITS = ("memory.limit_in_bytes", "memory.max")
+LIMITS = {"memory.limit_in_bytes": "-1", "memory.max": "max"}  # and what lifts each
 
 
 class Unavailable(Exception):
@@ -109,10 +109,13 @@ def memory_cgroup(limit: int, swappiness: int) -> Iterator[Path]:
         _remove(group)
 
 
+def _limit(group: Path) -> Path:
+    return next(file for name in LIMITS if (file := group / name).exists())
+
+
 def lift_limit(group: Path) -> None:
-    for name, nothing in (("memory.limit_in_bytes", "-1"), ("memory.max", "max")):
-        if (group / name).exists():
-            (group / name).write_text(nothing)
+    file = _limit(group)
+    file.write_text(LIMITS[file.name])
 
 
 def enter(group: Path, command: list[str]) -> list[str]:
@@ -182,7 +185,7 @@ def zswap(algorithm: str = "lz4") -> Iterator[None]:
 @contextlib.contextmanager
 def limit_less(group: Path, limit: int, taken: Callable[[], int]) -> Iterator[None]:
     """Holds a group's limit at `limit` less what is taken elsewhere for its sake, which comes and goes."""
-    setting = next(file for name in LIMITS if (file := group / name).exists())
+    setting = _limit(group)
     over = threading.Event()
 
     def follow() -> None:

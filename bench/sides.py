@@ -15,7 +15,7 @@ from bench import kernel
 # "userswap" has packed pages in memory and a file; "userswap-file" packs nothing.
 SIDES = ("none", "swapfile", "zram", "zswap", "userswap", "userswap-file", "userswap-encrypted")
 USUAL = SIDES[:-1]
-CLUSTER = 4096  # bytes of a page of the kernel's swap
+PAGE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Place:
 def _swapped() -> tuple[int, int]:
     """Bytes that the kernel has swapped out and in since it started."""
     counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counts["pswpout"]) * CLUSTER, int(counts["pswpin"]) * CLUSTER
+    return int(counts["pswpout"]) * PAGE, int(counts["pswpin"]) * PAGE
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the tests that run whole programs."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Programs, Runner, Verbs, privileged
+from support import Attachable, Programs, Runner, Verbs, privileged
 
 
 def pytest_configure() -> None:
@@ -67,6 +68,16 @@ def userswap(capable: Callable[[], None], programs: Programs, tmp_path: Path) ->
 @pytest.fixture
 def verbs(tmp_path: Path) -> Verbs:
     return Verbs(tmp_path)
+
+
+@pytest.fixture
+def started() -> Iterator[list[Attachable]]:
+    programs: list[Attachable] = []
+    yield programs
+    for program in programs:
+        program.process.kill()
+        with contextlib.suppress(ValueError):
+            program.process.communicate(timeout=30)
 
 
 @pytest.fixture

@@ -207,17 +207,46 @@ def send(process: "subprocess.Popen[bytes]", line: bytes = b"\n") -> None:
     process.stdin.flush()
 
 
-@contextmanager
-def outside(command: Sequence[str]) -> "Iterator[subprocess.Popen[str]]":
-    """A program that runs by itself, from its line "ready" on; killed after the block if it has not ended."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        try:
-            assert program.stdout is not None
-            while "ready" not in program.stdout.readline():
-                assert program.poll() is None
-            yield program
-        finally:
-            program.kill()
+class Attachable:
+    """A program that runs by itself, and what it was like before."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.pid = self.process.pid
+        while "ready" not in self.line():
+            assert self.process.poll() is None
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def resident(self) -> int:
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * 4096
+
+    def finish(self) -> str:
+        assert self.process.stdin is not None
+        out, err = self.process.communicate("x\n", timeout=60)
+        assert self.process.returncode == 0, (out, err)
+        return out
+
+    def end(self) -> None:
+        """It checks its memory for ever: whatever was wrong it has said by now."""
+        self.process.terminate()
+        _, err = self.process.communicate(timeout=30)
+        assert self.process.returncode == -signal.SIGTERM, err
+        assert "WRONG" not in err
+
+
+def start(started: list[Attachable], *command: str) -> Attachable:
+    started.append(Attachable(list(command)))
+    return started[-1]
 
 
 # ---- the sampler

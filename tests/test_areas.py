@@ -6,7 +6,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,6 @@ from userswap.errors import UserswapError
 
 MIB = 1 << 20
 GIB = 1 << 30
-
-needs_root = pytest.mark.root
 
 
 @pytest.fixture
@@ -47,15 +45,23 @@ def run(*command: object) -> str:
     ).stdout.strip()
 
 
+@contextmanager
+def loop_device(image: Path, size: int) -> Iterator[str]:
+    """Of a new file of `size` bytes."""
+    with image.open("wb") as file:
+        file.truncate(size)
+    device = run("losetup", "--find", "--show", image)
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
 @pytest.fixture
 def loop(disk: Path) -> Iterator[Path]:
     """A loop device of 64 MiB and a bit."""
-    image = disk / "image"
-    with image.open("wb") as file:
-        file.truncate(64 * MIB + 12288)
-    device = run("losetup", "--find", "--show", image)
-    yield Path(device)
-    run("losetup", "--detach", device)
+    with loop_device(disk / "image", 64 * MIB + 12288) as device:
+        yield Path(device)
 
 
 def refusal(*specs: object) -> str:
@@ -248,7 +254,7 @@ def test_missing_tmpdir_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal() == "TMPDIR /nowhere: No such file or directory"
 
 
-@needs_root
+@pytest.mark.root
 def test_directory_that_cannot_be_written(disk: Path) -> None:
     disk.chmod(0o755)
     pid = os.fork()
@@ -262,7 +268,7 @@ def test_directory_that_cannot_be_written(disk: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@needs_root
+@pytest.mark.root
 def test_device(loop: Path, opened: Opened) -> None:
     (area,) = opened(loop)
     assert (area.kind, area.size_bytes) == ("device", 64 * MIB)
@@ -271,18 +277,18 @@ def test_device(loop: Path, opened: Opened) -> None:
     assert "in use" in refusal(loop)
 
 
-@needs_root
+@pytest.mark.root
 def test_same_device_twice(loop: Path) -> None:
     assert "the same area as" in refusal(loop, loop)
 
 
-@needs_root
+@pytest.mark.root
 def test_part_of_a_device(loop: Path, opened: Opened) -> None:
     assert "asked, it has 64.0 MiB" in refusal(f"{loop}:1G")
     assert opened(f"{loop}:8M")[0].size_bytes == 8 * MIB
 
 
-@needs_root
+@pytest.mark.root
 def test_mounted_device(loop: Path, disk: Path) -> None:
     run("mkfs.ext4", "-q", loop)
     place = disk / "mount point"
@@ -295,7 +301,7 @@ def test_mounted_device(loop: Path, disk: Path) -> None:
     assert "holds ext4" in refusal(loop)
 
 
-@needs_root
+@pytest.mark.root
 def test_full_file_system(loop: Path, disk: Path) -> None:
     run("mkfs.ext4", "-q", loop)
     place = disk / "small"
@@ -310,7 +316,7 @@ def test_full_file_system(loop: Path, disk: Path) -> None:
         run("umount", place)
 
 
-@needs_root
+@pytest.mark.root
 def test_device_with_swap_space(loop: Path) -> None:
     run("mkswap", loop)
     assert "holds swap" in refusal(loop)
@@ -321,7 +327,7 @@ def test_device_with_swap_space(loop: Path) -> None:
         run("swapoff", loop)
 
 
-@needs_root
+@pytest.mark.root
 def test_device_under_another(loop: Path) -> None:
     upper = run("losetup", "--find", "--show", loop)
     try:
@@ -343,7 +349,7 @@ SIGNATURES = [
 ]
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize(("offset", "magic"), SIGNATURES)
 def test_signatures_are_known_without_blkid(
     loop: Path, offset: int, magic: bytes, monkeypatch: pytest.MonkeyPatch
@@ -355,7 +361,7 @@ def test_signatures_are_known_without_blkid(
     assert "clear it with wipefs" in refusal(loop)
 
 
-@needs_root
+@pytest.mark.root
 def test_release_wipes_what_looks_like_a_signature(loop: Path) -> None:
     opened = areas.open_areas([str(loop)])
     block = bytearray(2 * MIB)

@@ -20,9 +20,11 @@ from support import (
     HELPER,
     KEEPER,
     MIB,
+    Attachable,
     Programs,
     Verbs,
     name_of,
+    start,
     stat_of,
     tree_of,
     wait_until,
@@ -32,58 +34,6 @@ pytestmark = pytest.mark.root
 
 CYCLES = int(os.environ.get("USERSWAP_CYCLES", "2"))
 RAM = "96M"
-
-
-class Attachable:
-    """A program that runs by itself, and what it was like before."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-        self.pid = self.process.pid
-        while "ready" not in self.line():
-            assert self.process.poll() is None
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def resident(self) -> int:
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * 4096
-
-    def finish(self) -> str:
-        assert self.process.stdin is not None
-        out, err = self.process.communicate("x\n", timeout=60)
-        assert self.process.returncode == 0, (out, err)
-        return out
-
-    def end(self) -> None:
-        """It checks its memory for ever: whatever was wrong it has said by now."""
-        self.process.terminate()
-        _, err = self.process.communicate(timeout=30)
-        assert self.process.returncode == -signal.SIGTERM, err
-        assert "WRONG" not in err
-
-
-@pytest.fixture
-def started() -> Iterator[list[Attachable]]:
-    programs: list[Attachable] = []
-    yield programs
-    for program in programs:
-        program.process.kill()
-        with contextlib.suppress(ValueError):
-            program.process.communicate(timeout=30)
-
-
-def start(started: list[Attachable], *command: str) -> Attachable:
-    started.append(Attachable(list(command)))
-    return started[-1]
 
 
 def traces(pid: int) -> dict[str, object]:

@@ -10,8 +10,6 @@ import pytest
 from userswap import doctor
 from userswap.errors import UserswapError
 
-needs_root = pytest.mark.root
-
 
 def userswap(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -26,7 +24,7 @@ def unprivileged(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
 
-@needs_root
+@pytest.mark.root
 def test_works_for_root() -> None:
     done = userswap("doctor")
     assert done.returncode == 0, done.stdout
@@ -38,7 +36,7 @@ def test_works_for_root() -> None:
         assert f"  {name} " in done.stdout
 
 
-@needs_root
+@pytest.mark.root
 def test_says_what_nobody_lacks_and_the_fix() -> None:
     done = unprivileged("raise SystemExit(doctor.doctor())")
     lines = done.stdout.splitlines()
@@ -52,7 +50,7 @@ def test_says_what_nobody_lacks_and_the_fix() -> None:
         assert "fix: as root, once: userswap doctor --fix" in done.stdout
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.skipif(os.stat("/dev/userfaultfd").st_mode & 0o006 == 0o006, reason="nothing is refused")
 def test_run_refuses_in_the_same_words() -> None:
     done = unprivileged("doctor.refuse_unfit_machine()")
@@ -65,7 +63,7 @@ def test_run_refuses_in_the_same_words() -> None:
     assert meaning.removesuffix(" (userswap doctor says how to fix it)") in table
 
 
-@needs_root
+@pytest.mark.root
 def test_user_mode_only_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "open_userfaultfd", lambda: (doctor._USER_MODE, os.dup(0)))
     check = doctor.check_userfaultfd()
@@ -110,7 +108,7 @@ def test_without_yama(tmp_path: Path) -> None:
 # ---- --fix
 
 
-@needs_root
+@pytest.mark.root
 def test_fix_lets_every_user_open_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device, rules = tmp_path / "userfaultfd", tmp_path / "rules.d"
     os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
@@ -123,7 +121,7 @@ def test_fix_lets_every_user_open_the_device(tmp_path: Path, capsys: pytest.Capt
     assert "already" in capsys.readouterr().out
 
 
-@needs_root
+@pytest.mark.root
 def test_fix_without_udev(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     device = tmp_path / "userfaultfd"
     os.mknod(device, stat.S_IFCHR | 0o600, os.stat(doctor.DEVICE).st_rdev)
@@ -133,7 +131,7 @@ def test_fix_without_udev(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         doctor.fix(str(tmp_path / "nothing"), str(tmp_path))
 
 
-@needs_root
+@pytest.mark.root
 def test_who_may_not_fix_it_is_told_how() -> None:
     done = unprivileged("raise SystemExit(doctor.fix())")
     if os.stat(doctor.DEVICE).st_mode & 0o006 == 0o006:

@@ -26,11 +26,9 @@ REAL = [sys.executable, "-m", "userswap"]
 HAS_ENGINE = importlib.util.find_spec("userswap.engine") is not None
 PATIENCE_SECONDS = 20
 
+
 # The stand-in knows of no forks that are caught.
-needs_root = pytest.mark.root
-
-
-@pytest.fixture(params=[pytest.param("standin", marks=needs_root), *(["engine"] if HAS_ENGINE else [])])
+@pytest.fixture(params=[pytest.param("standin", marks=pytest.mark.root), *(["engine"] if HAS_ENGINE else [])])
 def userswap(request: pytest.FixtureRequest) -> list[str]:
     """The words before the command; the summary is off, so that outputs can be compared."""
     return [*(STANDIN if request.param == "standin" else REAL), "run", "--quiet", "--ram", "256M", "--"]
@@ -699,7 +697,7 @@ def test_engine_refuses(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_root
+@pytest.mark.root
 def test_engine_gives_up(tmp_path: Path) -> None:
     trigger = tmp_path / "trigger"
     script = f"setsid sleep 1000 & echo $!; echo $$; touch {trigger}; wait"
@@ -712,7 +710,7 @@ def test_engine_gives_up(tmp_path: Path) -> None:
     wait_until(lambda: all(map(gone, pids)), "the program lives on without its engine")
 
 
-@needs_root
+@pytest.mark.root
 def test_keeper_holds_what_the_engine_opens() -> None:
     """Also more than the usual limit of open files."""
     words = ["sh", "-c", 'ulimit -Sn 64; exec "$@"', "sh", *STANDIN_RUN]
@@ -725,7 +723,7 @@ def test_keeper_holds_what_the_engine_opens() -> None:
     assert process.returncode == 0
 
 
-@needs_root
+@pytest.mark.root
 def test_idle_processes_do_not_wake(tmp_path: Path) -> None:
     process = start([*STANDIN_RUN, "--", "sh", "-c", "echo $$; read line"], stdin=subprocess.PIPE)
     line_of(process)

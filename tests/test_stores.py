@@ -25,7 +25,7 @@ from support import (
     stat_of,
     wait_until,
 )
-from test_areas import run as command
+from test_areas import loop_device
 from test_log import fails
 from userswap import areas
 from userswap import tests_door as door
@@ -78,18 +78,6 @@ def medium_of(spec: str, key: bytes | None = None) -> Iterator[tuple[door.Medium
         yield door.Medium(area.fd, area.size_bytes, area.memory, key), area
 
 
-@contextmanager
-def loop_device(disk: Path) -> Iterator[str]:
-    image = disk / "image"
-    with image.open("wb") as file:
-        file.truncate(SLOTS * BLOCK_BYTES)
-    device = command("losetup", "--find", "--show", image)
-    try:
-        yield device
-    finally:
-        command("losetup", "--detach", device)
-
-
 @pytest.fixture(
     params=[
         "file",
@@ -105,7 +93,7 @@ def medium(request: pytest.FixtureRequest, disk: Path) -> Iterator[door.Medium]:
     """Of SLOTS blocks, of each kind."""
     size = f"{SLOTS * 2}M"
     if request.param == "device":
-        with loop_device(disk) as device, medium_of(device) as (made, _):
+        with loop_device(disk / "image", SLOTS * BLOCK_BYTES) as device, medium_of(device) as (made, _):
             yield made
         return
     kind = request.param.removeprefix("encrypted ")

@@ -33,6 +33,7 @@ from support import (
     tree_of,
     wait_until,
 )
+from test_areas import loop_device
 from test_areas import run as command
 from test_faulty import STOPPED, swaps
 from userswap import cgroups
@@ -42,8 +43,6 @@ CHECKED = {"USERSWAP_CHECK": "1"}
 TOLERANCE = 1.2  # these are about bytes
 EXT4_IOC_SHUTDOWN = 0x8004587D
 EXT4_GOING_FLAGS_NOLOGFLUSH = 2
-
-needs_root = pytest.mark.root
 
 
 # ---- a disk that others fill up
@@ -76,7 +75,7 @@ def fill_up(place: Path) -> None:
                 step //= 2
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("areas", [1, 2])
 def test_a_disk_that_fills_up(userswap: Runner, programs: Programs, disk: Path, areas: int) -> None:
     """What is written goes elsewhere, where there is an elsewhere; else the program is stopped, which is
@@ -105,13 +104,8 @@ def test_a_disk_that_fills_up(userswap: Runner, programs: Programs, disk: Path, 
 def device(folder: Path, mib: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """A loop device, and what takes its medium away: what was written is gone."""
     image = folder / "image"
-    with image.open("wb") as file:
-        file.truncate(mib * MIB)
-    node = command("losetup", "--find", "--show", image)
-    try:
+    with loop_device(image, mib * MIB) as node:
         yield node, lambda: os.truncate(image, 0)
-    finally:
-        command("losetup", "--detach", node)
 
 
 @contextmanager
@@ -129,7 +123,7 @@ def shut_down(folder: Path, mib: int) -> Iterator[tuple[str, Callable[[], None]]
         yield f"{place}:{mib - 100}M", go
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("areas", [1, 2])
 @pytest.mark.parametrize("what", [device, shut_down])
 def test_an_area_is_taken_away(
@@ -153,10 +147,10 @@ def test_an_area_is_taken_away(
     assert b"WRONG" not in run.stderr, run.describe()
     assert b"ok" not in run.stdout, run.describe()
     assert run.returncode == EXIT_OWN_ERROR, run.describe()
-    last = run.stderr.splitlines()[-1].decode()
-    assert re.fullmatch(STOPPED.decode(), last), run.describe()
+    last = run.stderr.splitlines()[-1]
+    assert re.fullmatch(STOPPED, last), run.describe()
     # Where nothing can be written any more that is noticed first, and may be.
-    assert area in last or (areas == 1 and "cannot be written" in last), run.describe()
+    assert area.encode() in last or (areas == 1 and b"cannot be written" in last), run.describe()
 
 
 # ---- time that jumps, time that is missing
@@ -202,32 +196,29 @@ class Freezer:
 
     def __init__(self) -> None:
         mounts = cgroups.mounts("freezer", "/proc/self")
-        self._first = "cgroup" in mounts  # the version
-        self.group = Path(mounts["cgroup" if self._first else "cgroup2"][0]) / f"userswap-test-{os.getpid()}"
+        version = "cgroup" if "cgroup" in mounts else "cgroup2"
+        self.group = Path(mounts[version][0]) / f"userswap-test-{os.getpid()}"
+        # What is written to which file; and what another one says when all are frozen.
+        self._file, self._freeze, self._thaw, self._told, self._frozen = {
+            "cgroup": ("freezer.state", "FROZEN", "THAWED", "freezer.state", "FROZEN\n"),
+            "cgroup2": ("cgroup.freeze", "1", "0", "cgroup.events", "frozen 1\n"),
+        }[version]
         self.group.mkdir()
 
     def _is_frozen(self) -> bool:
-        if self._first:
-            return (self.group / "freezer.state").read_text() == "FROZEN\n"
-        return "frozen 1" in (self.group / "cgroup.events").read_text()
+        return self._frozen in (self.group / self._told).read_text()
 
     def freeze(self) -> bool:
         """Whether all were. The engine cannot answer a system call's fault any more, which the kernel does
         not interrupt, so there may be one that waits: then the machine stays awake, for now."""
-        if self._first:
-            (self.group / "freezer.state").write_text("FROZEN")
-        else:
-            (self.group / "cgroup.freeze").write_text("1")
+        (self.group / self._file).write_text(self._freeze)
         deadline = time.monotonic() + 0.5
         while not self._is_frozen() and time.monotonic() < deadline:
             time.sleep(0.01)
         return self._is_frozen()
 
     def thaw(self) -> None:
-        if self._first:
-            (self.group / "freezer.state").write_text("THAWED")
-        else:
-            (self.group / "cgroup.freeze").write_text("0")
+        (self.group / self._file).write_text(self._thaw)
 
     def remove(self) -> None:
         self.thaw()
@@ -242,7 +233,7 @@ def freezer() -> Iterator[Freezer]:
     made.remove()
 
 
-@needs_root
+@pytest.mark.root
 def test_all_are_suspended_for_a_while(userswap: Runner, programs: Programs, freezer: Freezer) -> None:
     torture = [programs("torture"), "6", "160", "2", "2", "6"]
     enter = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(freezer.group))
@@ -332,7 +323,7 @@ def test_limits_that_are_too_narrow(programs: Programs, limits: str, why: str) -
     assert "WRONG" not in done.stderr
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 6, 8, 12, 16, 20])
 def test_no_more_processes_are_allowed(programs: Programs, most: int) -> None:
     """The run is refused, or the program runs without being entered, which is said."""

@@ -26,6 +26,7 @@ from support import (
     PLUGINS_ENV,
     UNBOUNDED,
     WITHOUT_PTRACE,
+    Attachable,
     Live,
     Options,
     Programs,
@@ -34,7 +35,7 @@ from support import (
     end_by_signal,
     keeper_of,
     name_of,
-    outside,
+    start,
     stat_of,
     tree_of,
     wait_until,
@@ -324,18 +325,18 @@ def test_a_swapoff_begins_anew(
 
 
 @pytest.mark.root
-def test_a_detach_is_not_finished(programs: Programs, verbs: Verbs, crashing: dict[str, str]) -> None:
+def test_a_detach_is_not_finished(
+    started: list[Attachable], programs: Programs, verbs: Verbs, crashing: dict[str, str]
+) -> None:
     """The next engine attaches to the process again, and its memory is as it was."""
     verbs.env.update({**crashing, **CHECKED, "USERSWAP_CRASH": "detach-unregistered:1"})
-    with outside([programs("loop_verify"), "160"]) as program:
-        verbs("attach", str(program.pid), "--ram", str(RAM))
-        for deaths in range(1, 4):
-            wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 20, "it is swapped")
-            verbs.start("detach", str(program.pid)).communicate(timeout=60)
-            wait_until(lambda: verbs.takeovers() >= deaths, 20, "there is another one")  # noqa: B023
-        program.terminate()
-        _, err = program.communicate(timeout=30)
-    assert "WRONG" not in err
+    program = start(started, programs("loop_verify"), "160")
+    verbs("attach", str(program.pid), "--ram", str(RAM))
+    for deaths in range(1, 4):
+        wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 20, "it is swapped")
+        verbs.start("detach", str(program.pid)).communicate(timeout=60)
+        wait_until(lambda: verbs.takeovers() >= deaths, 20, "there is another one")  # noqa: B023
+    program.end()
 
 
 def test_it_can_happen_after_the_program_has_ended(

@@ -19,6 +19,7 @@ from support import (
     MIB,
     PLUGINS_ENV,
     UNBOUNDED,
+    Attachable,
     Live,
     Programs,
     Run,
@@ -28,7 +29,7 @@ from support import (
     engine_of,
     keeper_of,
     name_of,
-    outside,
+    start,
     stat_of,
     tree_of,
     wait_until,
@@ -131,19 +132,18 @@ def test_at_any_moment(userswap: Runner, programs: Programs, verbs: Verbs, other
 
 
 @pytest.mark.root
-def test_an_attached_process(programs: Programs, verbs: Verbs, other: Other) -> None:
-    with outside([programs("loop_verify"), "160"]) as program:
-        verbs("attach", str(program.pid), "--ram", "96M")
-        wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 30, "some of it is swapped")
-        other("second")("upgrade")
-        assert verbs.engine()["takeovers"] == 1
-        verbs("detach", str(program.pid))
-        assert not [pid for pid in tree_of(program.pid) if name_of(pid) == HELPER]
-        assert "memfd:userswap" not in Path(f"/proc/{program.pid}/maps").read_text()
-        program.terminate()
-        _, err = program.communicate(timeout=30)
-    assert program.returncode == -signal.SIGTERM
-    assert "WRONG" not in err
+def test_an_attached_process(
+    started: list[Attachable], programs: Programs, verbs: Verbs, other: Other
+) -> None:
+    program = start(started, programs("loop_verify"), "160")
+    verbs("attach", str(program.pid), "--ram", "96M")
+    wait_until(lambda: verbs.engine()["pages_evicted"] > 1000, 30, "some of it is swapped")
+    other("second")("upgrade")
+    assert verbs.engine()["takeovers"] == 1
+    verbs("detach", str(program.pid))
+    assert not [pid for pid in tree_of(program.pid) if name_of(pid) == HELPER]
+    assert "memfd:userswap" not in Path(f"/proc/{program.pid}/maps").read_text()
+    program.end()
 
 
 # ---- refused, with all as it was
