@@ -83,6 +83,9 @@ class Engine:
     def processes(self) -> list[int]:
         return self._seen
 
+    def parents(self) -> dict[int, int]:
+        return dict.fromkeys(self._seen, 0)
+
     def own_processes(self) -> list[int]:
         return self._own
 

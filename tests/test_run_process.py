@@ -640,6 +640,14 @@ def test_keeper_and_front_killed(tmp_path: Path) -> None:
     wait_until(lambda: all(map(gone, pids)), "the program lives on without its engine")
 
 
+def test_killed_before_the_engine_knows_the_program(tmp_path: Path) -> None:
+    """The program itself ends keeper and front, as the first thing it does."""
+    script = "read a b c front rest < /proc/$PPID/stat; kill -9 $front $PPID; echo $$; exec sleep 1000"
+    process = start([*REAL, "run", "--quiet", "--ram", "256M", "--", "sh", "-c", script], cwd=tmp_path)
+    status, _, _ = end(process)
+    assert status == -signal.SIGKILL
+
+
 def test_area_is_free_at_once_after_a_run(userswap: list[str], tmp_path: Path) -> None:
     words = [*userswap[:-1], "--swap", f"{tmp_path / 'area'}:64M", "--"]
     for _ in range(5):

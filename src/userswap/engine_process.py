@@ -16,7 +16,8 @@ words:
                      detached PID              it is not to be attached to again
                      upgrade {key, command}    another version is to go on
                      over                      all is put away
-    from the keeper  watch SINCE               the program runs, since when (monotonic time)
+    from the keeper  program PID               it is about to run
+                     watch SINCE               the program runs, since when (monotonic time)
                      area {key, ...}, refused {key, why}
                      released FD               the area is closed
                      upgraded KEY [TEXT]       the last upgrade is done, or cannot be, since TEXT
@@ -72,6 +73,13 @@ def entry_error(error: OSError) -> str:
     return reason(error)
 
 
+def _signal_all(pids: set[int], number: int) -> None:
+    """What has ended is left out, and what is another user's: nothing of that is swapped."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
 class Options:
     """What was asked for on the command line, of the engine."""
 
@@ -104,24 +112,36 @@ class Options:
 class Left:
     """What an engine that died has left. The new one takes that over, and has the same table of files."""
 
-    __slots__ = ("areas", "attached", "files", "strays")
+    __slots__ = ("areas", "attached", "files", "pids", "strays")
 
     def __init__(
-        self, files: tuple[int, int], areas: list[tuple[int, int, int]], strays: set[int], attached: bool
+        self,
+        files: tuple[int, int],
+        areas: list[tuple[int, int, int]],
+        strays: set[int],
+        attached: bool,
+        pids: set[int],
     ) -> None:
         self.files = files  # Engine.files()
         self.areas = areas  # of each its descriptor then, and those of now
         self.strays = strays  # what it had open, of which some is not used any more
         self.attached = attached  # it had entered all that it was to attach
+        self.pids = pids  # of the program, or of what it had entered
 
 
 class EngineProcess:
     def __init__(
-        self, keeper: Channel, areas: Sequence[Area], options: Options, left: Left | None = None
+        self,
+        keeper: Channel,
+        keeper_pid: int,
+        areas: Sequence[Area],
+        options: Options,
+        left: Left | None = None,
     ) -> None:
         self._left = left
         self._keeper = keeper
-        self._keeper_pid = os.getppid()
+        self._keeper_pid = keeper_pid
+        self._known = left.pids if left is not None else set[int]()  # until the sampler knows them
         self._areas = list(areas)
         self._options = options
         self._poller = select.poll()
@@ -194,9 +214,12 @@ class EngineProcess:
     def _serve(self, engine: "Engine") -> None:
         self._poller.register(engine.fileno(), select.POLLIN)
         self._poller.register(self._keeper, select.POLLIN)
-        keeper = os.pidfd_open(self._keeper_pid)
+        try:
+            keeper = os.pidfd_open(self._keeper_pid)
+        except ProcessLookupError:
+            self._lose_keeper(engine)
         self._poller.register(keeper, select.POLLIN)
-        if os.getppid() != self._keeper_pid:
+        if self._keeper_is_gone():
             self._lose_keeper(engine)
         while True:
             engine.control()
@@ -291,7 +314,9 @@ class EngineProcess:
         self._poller.register(self._keeper, select.POLLIN | waiting)
 
     def _heed(self, engine: "Engine", word: str, rest: Sequence[str]) -> None:
-        if word == "watch":
+        if word == "program":
+            self._known = {int(rest[0])}
+        elif word == "watch":
             self._started = float(rest[0])
             self._watching = True
             self._begin_attaching(engine)
@@ -318,6 +343,7 @@ class EngineProcess:
                 self._control.upgraded(rest[0], " ".join(rest[1:]))
         elif word == "ended":
             self._ended = True
+            self._known = set()
             self._report(engine)
             self._keeper.send("reported")
         elif word == "let-go":
@@ -328,21 +354,35 @@ class EngineProcess:
             self._detach_all(engine)
             raise UserswapError("given up")
 
-    def _lose_keeper(self, engine: "Engine") -> "NoReturn":
-        """Nobody ends the tree any more, unless the front process does: so it is done here."""
-        known = engine.processes()
-        if not self._options.attaches:
-            known += [one.pid for root in known for one in tree.descendants(root)]
-        for pid in known:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+    def _keeper_is_gone(self) -> bool:
+        return os.getppid() != self._keeper_pid
+
+    def _lose_keeper(self, engine: "Engine | None") -> "NoReturn":
+        """Nobody ends the tree any more, unless the front process does: so it is done here. All of it is
+        stopped before any of it is ended: nobody's child can be told from a child of what has ended."""
+        while (message := self._keeper.receive()) is not None:
+            if message[0][0] == "program":
+                self._known = {int(message[0][1])}
+        stopped: set[int] = set()
+        while found := self._tree(engine) - stopped:
+            _signal_all(found, signal.SIGSTOP)
+            stopped |= found
+        _signal_all(stopped | set(engine.processes() if engine is not None else ()), signal.SIGKILL)
         background.log("the keeper died: the program was stopped")
         self._close_control()
         os._exit(EXIT_OWN_ERROR)
 
+    def _tree(self, engine: "Engine | None") -> set[int]:
+        """The processes that depend on us, as far as they can be found without the keeper. No helpers: who is
+        amid a fork may wait for one."""
+        known = self._known | set(engine.parents() if engine is not None else ())
+        if not self._options.attaches:
+            known |= {one.pid for root in known for one in tree.programs(root)}
+        return known
+
     def _fail(self, text: str) -> None:
+        if self._keeper_is_gone():
+            self._lose_keeper(self._engine)
         if self._control is not None:
             text = self._control.name_areas(text)
         self._close_control()

@@ -163,6 +163,7 @@ class Keeper:
         self._start_engine()
         self._await_engine()
         self._program, report = launch.fork_program(command, inherited, self._options.catches)
+        self._send_engine(f"program {self._program}")
         self._leave_terminal()
         inherited.detach()
         self._listener = launch.await_exec(command[0], report)
@@ -181,11 +182,11 @@ class Keeper:
 
     def _start_engine(self, left: Left | None = None) -> None:
         self._to_engine, self._engines_end = channel_pair()
-        front = os.getppid()
+        front, keeper = os.getppid(), os.getpid()
         pid = libc.fork_sharing_files()
         if pid == 0:
-            process = EngineProcess(self._engines_end, self._areas, self._options, left)
-            process.run(self._tracer.desk, [front, os.getppid(), *self._stores])
+            process = EngineProcess(self._engines_end, keeper, self._areas, self._options, left)
+            process.run(self._tracer.desk, [front, keeper, *self._stores])
         self._engine = pid
 
     def _await_engine(self) -> None:
@@ -255,7 +256,9 @@ class Keeper:
                 area.process.serve_again()
                 area.ready()
         areas = [(fd, area.fd, area.memory) for area, fd in then.items()]
-        return Left(self._files, areas, self._strays() if idle else set(), self._attached)
+        strays = self._strays() if idle else set()
+        pids = {self._program} if self._program and self._status is None else set(self._entered)
+        return Left(self._files, areas, strays, self._attached, pids)
 
     def _close_ends(self) -> None:
         """Of the channel to an engine that has died."""
