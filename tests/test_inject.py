@@ -33,7 +33,7 @@ NOBODY = 65534
 FEATURE_MOVE = 1 << 16
 UFFDIO_REGISTER, UFFDIO_COPY, UFFDIO_UNREGISTER = 0xC020AA00, 0xC028AA03, 0x8010AA01
 PTRACE_SEIZE = 0x4206
-REMOVALS = int(os.environ.get("USERSWAP_REMOVALS", "40"))  # of a helper, from each program
+REMOVALS = int(os.environ.get("USERSWAP_REMOVALS", "20"))  # of a helper, from each program
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

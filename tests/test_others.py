@@ -34,7 +34,7 @@ from support import (
 )
 
 RAM = 64 * MIB
-MESSAGES = int(os.environ.get("USERSWAP_FUZZ", "5000"))
+MESSAGES = int(os.environ.get("USERSWAP_FUZZ", "3000"))
 NOBODY = 65534
 
 

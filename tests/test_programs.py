@@ -38,15 +38,15 @@ def test_numpy(userswap: Runner, job: str, size: int) -> None:
 
 
 def test_malloc_in_four_threads(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("malloc_check"), "384"])
+    userswap.quarter([programs("malloc_check"), "270"])
 
 
 def test_static_program(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("static_sum", flags=STATIC), "384"])
+    userswap.quarter([programs("static_sum", flags=STATIC), "270"])
 
 
 def test_musl_program(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "330"])
+    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "270"])
 
 
 def test_go_program(userswap: Runner, programs: Programs) -> None:
@@ -54,15 +54,15 @@ def test_go_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_large_dict(userswap: Runner) -> None:
-    userswap.quarter(script("walk_dict.py", 600_000))
+    userswap.quarter(script("walk_dict.py", 450_000))
 
 
 def test_sqlite_in_memory(userswap: Runner) -> None:
-    userswap.quarter(script("sqlite_memory.py", 700_000))
+    userswap.quarter(script("sqlite_memory.py", 480_000))
 
 
 def test_script_of_several_processes(userswap: Runner) -> None:
-    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "600000"])
+    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "450000"])
 
 
 def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Pa
     lines = tmp_path / "lines"
     rng = random.Random(1)
     with lines.open("wb") as file:
-        for _ in range(140_000):
+        for _ in range(132_000):
             file.write(rng.randbytes(1000).hex().encode() + b"\n")
     command = [program("sort"), "-S", "1G", "--parallel=2", str(lines)]
     _, swapped = userswap.quarter(command, env={"LC_ALL": "C"})
@@ -85,15 +85,15 @@ def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path, method:
     here bytes count, not the limit."""
     command = [program("stress-ng"), "--vm", "2", "--vm-bytes", "512M", "--vm-method", method, "--verify"]
     command += ["--vm-madvise", advice] if advice != "random" else []
-    command += ["--timeout", "8", "--temp-path", str(tmp_path)]
+    command += ["--timeout", "5", "--temp-path", str(tmp_path)]
     swapped = userswap(command, 128 * MIB, tolerance=math.inf)
-    assert swapped.stats["pages_evicted"] > 50_000, swapped.describe()
+    assert swapped.stats["pages_evicted"] > 25_000, swapped.describe()
     assert b"fail" not in swapped.stderr, swapped.describe()
 
 
 # ---- redis: a server that forks to save while it goes on being written to
 
-KEYS = 48_000
+KEYS = 40_000
 
 
 def value(key: int, generation: int) -> bytes:

@@ -200,7 +200,7 @@ def test_several_threads_at_once(medium: door.Medium) -> None:
 
     def work(slots: range, seed: int) -> None:
         rng = random.Random(seed)
-        for turn in range(12):
+        for turn in range(6):
             slot = rng.choice(slots)
             data = blocks(seed * 100 + turn, 1)[0]
             if rng.random() < 0.3:
@@ -212,7 +212,7 @@ def test_several_threads_at_once(medium: door.Medium) -> None:
 
     def look(seed: int) -> None:
         rng = random.Random(seed)
-        for _ in range(40):
+        for _ in range(20):
             places = [(place[0] % 4, place[1], place[2]) for place in (some_place(rng), some_place(rng))]
             assert medium.read_later(places) == [part(kept, place) for place in places]
             assert medium.read(*places[0]) == part(kept, places[0])

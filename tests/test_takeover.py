@@ -44,7 +44,7 @@ from support import (
 SOURCES = Path(__file__).parent.parent / "src" / "userswap"
 RAM = 96 * MIB
 KILLS = int(os.environ.get("USERSWAP_KILLS", "45"))  # in all
-SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "2"))  # at each point
+SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "1"))  # at each point
 ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
 CHECKED = {"USERSWAP_CHECK": "1"}
 # Where sys_crash_point is. Those of a fork, of a move and of taking over come by once or more for each

@@ -27,6 +27,7 @@ cdef struct Batch:
     uint32_t pages
     uint32_t moved
     uint64_t staging        # address of its first page
+    uint32_t kind           # what chose it: BY_HAND or AS_BEHIND
     uint32_t offsets[256]   # of dirty pages, CACHED; of clean ones, what they had
     uint8_t dirty[256]
     uint8_t hot[256]        # of dirty pages: they came back soon
@@ -37,6 +38,7 @@ cdef struct Batch:
     uint32_t unshared_count
     uint32_t unshared_mm
 
+cdef void batch_choose_behind(Mm *mm, Batch *batch) noexcept nogil
 cdef bint batch_choose(Mm *mm, Batch *batch) noexcept nogil
 cdef int batch_allocate(Engine *engine, Mm *mm, Batch *batch) noexcept nogil
 cdef int batch_move(Engine *engine, Mm *mm, Batch *batch) noexcept nogil

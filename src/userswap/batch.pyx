@@ -6,6 +6,7 @@ All of it happens under one hold of Mm.lock and of Mm.helper_lock (evict.pyx say
 
 from libc.stdint cimport int64_t
 
+from userswap.behind cimport AS_BEHIND, BY_HAND, returns_evicted, returns_sampled, trail_add, trail_take
 from userswap.inject cimport USERSWAP_MOVE, helper_call, userswap_item
 from userswap.log cimport log_freed
 from userswap.mm cimport copy_of, evict_stamp
@@ -24,7 +25,17 @@ from userswap.system cimport (
     sys_crash_point,
     sys_page_absent,
 )
-from userswap.types cimport AGE_MAX, CACHED, PAGE_SHIFT, entry_make, offset_of, present_value
+from userswap.types cimport (
+    AGE_FRESH,
+    AGE_MAX,
+    CACHED,
+    PAGE_SHIFT,
+    age_of,
+    entry_make,
+    is_present,
+    offset_of,
+    present_value,
+)
 
 
 # ---- the choice
@@ -40,13 +51,54 @@ cdef uint32_t _unspared(Mm *mm, uint64_t page, uint32_t count) noexcept nogil:
     return count
 
 
+cdef void _begin(Batch *batch, uint32_t kind) noexcept nogil:
+    batch.run_count = 0
+    batch.pages = 0
+    batch.kind = kind
+
+
+cdef void _add(Batch *batch, uint64_t page, uint32_t count) noexcept nogil:
+    cdef Run *run = &batch.runs[batch.run_count]
+    run.page = page
+    run.count = count
+    run.moved = 0
+    run.staged = batch.pages
+    run.first = batch.pages
+    batch.run_count += 1
+    batch.pages += count
+
+
+cdef uint32_t _run_behind(Mm *mm, uint64_t page, uint32_t count) noexcept nogil:
+    """How many of the pages from `page` on were not wanted again."""
+    cdef uint32_t at = 0
+    cdef uint32_t value = table_get(mm.table, page)
+    while at < count and is_present(value) and age_of(value) <= AGE_FRESH:
+        at += 1
+        value = table_get(mm.table, page + at)
+    return _unspared(mm, page, at)
+
+
+cdef void batch_choose_behind(Mm *mm, Batch *batch) noexcept nogil:
+    """Fills the batch with what streams have left behind. What does not fit in is the hand's."""
+    cdef uint64_t start = 0
+    cdef uint32_t count = 0
+    cdef uint32_t run
+    _begin(batch, AS_BEHIND)
+    while batch.pages < BATCH_PAGES and trail_take(&mm.trail, BATCH_PAGES - batch.pages, &start, &count):
+        while count > 0 and batch.run_count < BATCH_RUNS:
+            run = _run_behind(mm, start, count)
+            if run > 0:
+                _add(batch, start, run)
+            start += max(run, <uint32_t>1)
+            count -= max(run, <uint32_t>1)
+
+
 cdef bint batch_choose(Mm *mm, Batch *batch) noexcept nogil:
     """Fills the batch from the hand on. False when the hand reached the end of the table and starts anew."""
     cdef uint32_t start, count
     cdef uint64_t within
     cdef uint32_t *leaf
-    batch.run_count = 0
-    batch.pages = 0
+    _begin(batch, BY_HAND)
     while batch.pages < BATCH_PAGES and batch.run_count < BATCH_RUNS:
         leaf = table_next(mm.table, &mm.hand)
         if leaf == NULL:
@@ -61,13 +113,7 @@ cdef bint batch_choose(Mm *mm, Batch *batch) noexcept nogil:
         if count == 0:
             mm.hand += start + 1
             continue
-        batch.runs[batch.run_count].page = mm.hand + start
-        batch.runs[batch.run_count].count = count
-        batch.runs[batch.run_count].moved = 0
-        batch.runs[batch.run_count].staged = batch.pages
-        batch.runs[batch.run_count].first = batch.pages
-        batch.run_count += 1
-        batch.pages += count
+        _add(batch, mm.hand + start, count)
         mm.hand += start + count
     return True
 
@@ -189,7 +235,11 @@ cdef int batch_move(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
         if result <= -1000:
             return result + 1000
         if result == -EAGAIN:
-            mm.hand = batch.runs[first].page + batch.runs[first].moved
+            if batch.kind == BY_HAND:
+                mm.hand = batch.runs[first].page + batch.runs[first].moved
+            else:
+                trail_add(&mm.trail, batch.runs[first].page + batch.runs[first].moved,
+                          batch.runs[first].count - batch.runs[first].moved)
             return -EAGAIN
         if result == 1:
             continue
@@ -240,6 +290,18 @@ cdef bint batch_was_unshared(Mm *mm, Batch *batch, uint64_t page) noexcept nogil
     return False
 
 
+cdef void _note_samples(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
+    cdef Run *run
+    cdef uint32_t number, at
+    for number in range(batch.run_count):
+        run = &batch.runs[number]
+        for at in range(run.moved):
+            if returns_sampled(mm.id, run.page + at, engine.limit):
+                pthread_mutex_lock(&engine.returns_lock)
+                returns_evicted(&engine.returns, mm.id, run.page + at, batch.kind, engine.evict_clock)
+                pthread_mutex_unlock(&engine.returns_lock)
+
+
 cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     """What has moved is swapped; offsets that were not needed are freed."""
     cdef Run *run
@@ -264,6 +326,7 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     mm.present -= batch.moved
     mm.swapped += batch.moved
     mm.staging_pages += batch.moved - zeros     # the shared zero page is no memory of anybody
+    _note_samples(engine, mm, batch)
     engine.evict_clock += batch.moved
     add_i64(&engine.counters.pages_evicted, batch.moved)
     add_i64(&engine.counters.pages_evicted_clean, clean)

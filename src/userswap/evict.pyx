@@ -26,10 +26,12 @@ from userswap.batch cimport (
     Run,
     batch_allocate,
     batch_choose,
+    batch_choose_behind,
     batch_mark,
     batch_move,
     batch_was_unshared,
 )
+from userswap.behind cimport AS_BEHIND, BY_HAND, returns_next_kind, trail_add, trail_any
 from userswap.blocks cimport log_changed
 from userswap.codec cimport codec_available
 from userswap.events cimport events_drain
@@ -225,7 +227,10 @@ cdef void _unshare(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     if helper_call(&mm.helper) != 0:
         mm.helper_failed = True
     mm.unsharing = False
-    mm.hand = min(mm.hand, batch.refused[0].page)
+    if batch.kind == BY_HAND:
+        mm.hand = min(mm.hand, batch.refused[0].page)
+    else:
+        trail_add(&mm.trail, batch.refused[0].page, batch.refused[0].count)
     memcpy(batch.unshared, batch.refused, sizeof(batch.refused))
     batch.unshared_count = batch.refused_count
     batch.unshared_mm = mm.id
@@ -247,6 +252,19 @@ cdef void _count_copied(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
 
 # ---- a batch
 
+cdef bint _choose(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
+    """False when the hand reached the end of the table and starts anew."""
+    cdef uint32_t kind
+    pthread_mutex_lock(&engine.returns_lock)
+    kind = returns_next_kind(&engine.returns, engine.evict_clock, engine.limit)
+    pthread_mutex_unlock(&engine.returns_lock)
+    if kind == AS_BEHIND:
+        batch_choose_behind(mm, batch)
+        if batch.pages > 0:
+            return True
+    return batch_choose(mm, batch)
+
+
 cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
     """Evicts some pages of an mm, its helper_lock held. False when it can give none now."""
     cdef Engine *engine = evictor.engine
@@ -260,7 +278,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
         pthread_mutex_unlock(&mm.lock)
         wrapped[0] = True
         return False
-    wrapped[0] = not batch_choose(mm, batch)
+    wrapped[0] = not _choose(engine, mm, batch)
     batch.staging = mm.helper.staging + mm.staging_used
     batch.moved = 0
     if batch.pages > 0:
@@ -302,6 +320,29 @@ cdef bint _can_evict(Mm *mm) noexcept nogil:
     return _can_drop(mm) and not mm.leaving and not mm.detaching
 
 
+cdef bint _evict_behind(Evictor *evictor) noexcept nogil:
+    """What streams have left behind last, where that goes first. True if anything was evicted."""
+    cdef Engine *engine = evictor.engine
+    cdef Mm *mm
+    cdef bint wrapped = False
+    cdef bint any = False
+    if not engine.returns.behind:
+        return False
+    mm = mm_get(engine, load_u32(&engine.trailing))
+    if mm == NULL:
+        return False
+    pthread_mutex_lock(&mm.helper_lock)
+    while trail_any(&mm.trail) and not wrapped and _can_evict(mm) and _wanted(engine):
+        writeback_make_room(engine)
+        if _evict_batch(evictor, mm, &wrapped):
+            any = True
+    if _can_drop(mm):
+        _drop(engine, mm)
+    pthread_mutex_unlock(&mm.helper_lock)
+    mm_put(engine, mm)
+    return any
+
+
 cdef bint _evict_round(Evictor *evictor) noexcept nogil:
     """Goes over the address spaces once, from where the clock stands, while eviction is wanted.
 
@@ -311,6 +352,9 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
     cdef bint wrapped
     cdef bint any = False
     while _wanted(engine):
+        if _evict_behind(evictor):
+            any = True
+            continue
         mm = mm_next(engine, &evictor.position)
         if mm == NULL:
             evictor.position = 0

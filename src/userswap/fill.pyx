@@ -11,6 +11,7 @@ In three parts: planned under Mm.lock, loaded without it, put in place under it.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from userswap.behind cimport returns_back, returns_sampled, trail_add
 from userswap.events cimport events_drain
 from userswap.limit cimport room_left, room_take
 from userswap.fetch cimport log_fetch, log_in_memory
@@ -27,7 +28,7 @@ from userswap.mm cimport engine_stop, entry_put, evict_stamp, mm_is_there
 from userswap.pagetable cimport table_get, table_set
 from userswap.ranges cimport ranges_hit
 from userswap.readahead cimport Window, readahead_done, readahead_window
-from userswap.reclaim cimport reclaim_age, reclaim_distance
+from userswap.reclaim cimport LEFT_LEAST, STREAMING, reclaim_age, reclaim_distance
 from userswap.slots cimport slots_keep_copies
 from userswap.space cimport space_fill_value, space_get, space_word
 from userswap.system cimport (
@@ -40,6 +41,7 @@ from userswap.system cimport (
     load_u32,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_u32,
     sys_crash_point,
     sys_futex_wait,
     sys_now_us,
@@ -68,7 +70,6 @@ from userswap.types cimport (
 )
 
 cdef enum:
-    STREAMING = 128         # pages of a window that shows a stream
     SAMPLES = 16            # pages of the next windows that are looked at
     AHEAD_BLOCKS = 4        # ... and not fetched if they lie in more blocks
     KEPT_TRIAL = 1024       # pages kept before it is judged whether that is worth it
@@ -324,10 +325,18 @@ cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
     return at - first
 
 
+cdef void _note_return(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
+    if returns_sampled(mm.id, page, engine.limit):
+        pthread_mutex_lock(&engine.returns_lock)
+        returns_back(&engine.returns, mm.id, page, engine.evict_clock)
+        pthread_mutex_unlock(&engine.returns_lock)
+
+
 cdef void _mark_filled(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint32_t count) noexcept nogil:
     cdef uint32_t at, age
     for at in range(first, first + count):
-        age = fill.age if at == fill.faulted else AGE_READAHEAD
+        age = fill.age if at == fill.faulted and fill.count < STREAMING else AGE_READAHEAD
+        _note_return(worker.engine, mm, fill.start + at)
         if fill.keeps[at]:
             table_set(mm.table, fill.start + at, present_value(age, fill.values[at]))
         else:
@@ -440,6 +449,9 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
         pthread_mutex_lock(&mm.lock)
         return -EAGAIN
     readahead_done(&mm.fills, &window)
+    if window.left_count >= LEFT_LEAST:
+        trail_add(&mm.trail, window.left_start, window.left_count)
+        store_u32(&engine.trailing, mm.id)
     _look_ahead(engine, mm, page, &window)
     pthread_mutex_unlock(&mm.lock)
     begun = sys_now_us() if engine.log.packs else 0

@@ -4,6 +4,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.types cimport pid_t
 
+from userswap.behind cimport Returns, Trail
 from userswap.codec cimport Unpacker
 from userswap.desk cimport Desk
 from userswap.inject cimport Helper
@@ -98,6 +99,7 @@ cdef struct Mm:
     int64_t present         # pages that are PRESENT
     int64_t swapped         # pages with an offset that are not
     uint64_t hand           # reclaim's, a page
+    Trail trail             # what its streams have left behind
     uint64_t staging_used   # bytes of the staging area in use, gaps included
     int64_t staging_pages   # pages in it
     uint64_t messages_read
@@ -213,6 +215,10 @@ cdef struct Engine:
     uint32_t evict_wanted   # futex: resident went above low
     uint32_t evict_done     # futex: a batch of CACHED entries has been packed
     uint64_t evict_clock    # pages evicted
+    # Guards returns; comes last, and nothing is taken under it.
+    pthread_mutex_t returns_lock
+    Returns returns
+    uint32_t trailing       # the mm whose streams have left something behind last
     uint32_t stamp_shift    # pages of the eviction clock to its 12-bit stamp
     uint64_t waited_since   # us: when the monitor first saw faults wait, 0 if none does
     uint64_t progress_at    # us: when something was last evicted

@@ -24,6 +24,8 @@ cdef struct Window:
     uint64_t start          # pages
     uint32_t count
     uint32_t confirmed      # pages of the window before, which this fault shows to have been used
+    uint64_t left_start     # that window: what the stream leaves behind,
+    uint32_t left_count     # ... 0: none
     int stream
 
 cdef void readahead_init(Streams *streams, uint32_t most) noexcept nogil

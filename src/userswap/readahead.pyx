@@ -52,8 +52,11 @@ cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noex
         stream.window = 1
         stream.brought = 0
         window.confirmed = 0
+        window.left_count = 0
     else:
         window.confirmed = stream.brought - 1 if stream.brought > 0 else 0
+        window.left_count = stream.brought
+        window.left_start = stream.next - stream.brought if direction > 0 else stream.below + 1
         stream.window = _grown(streams, stream.window)
     stream.direction = direction
     stream.last_used = streams.clock

@@ -46,8 +46,8 @@ Invariants
 Lock order:  Mm.helper_lock -> Mm.lock -> Engine.table_lock;
 Mm.lock -> Space.lock -> Log.lock.  Of two Mm.locks the parent's comes before that of the child of a fork; no others are
 held together. No system call that can wait for the program or for the disk is made under Space.lock or Log.lock. A
-store's Link.lock is such a wait: it comes last, and not under these two. Engine.limit_lock and Tree.lock come last too:
-nothing is taken under them.
+store's Link.lock is such a wait: it comes last, and not under these two. Engine.limit_lock, Engine.returns_lock and
+Tree.lock come last too: nothing is taken under them.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The engine's reclaim and readahead without an engine: over a sequence of pages that a program would touch.
+
+They are the very functions that the engine calls, in the order in which it does. Left out is all that is a matter of
+time: eviction ahead of need, first touches that bring their neighbours, several threads."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+
+from userswap.batch cimport Batch, batch_choose, batch_choose_behind
+from userswap.behind cimport (
+    AS_BEHIND,
+    Returns,
+    returns_back,
+    returns_evicted,
+    returns_next_kind,
+    returns_sampled,
+    trail_add,
+)
+from userswap.mm cimport Mm
+from userswap.pagetable cimport table_free, table_get, table_make, table_set
+from userswap.readahead cimport WINDOW_MAX, Window, readahead_done, readahead_init, readahead_window
+from userswap.reclaim cimport LEFT_LEAST, STREAMING, reclaim_age
+from userswap.types cimport (
+    AGE_FRESH,
+    AGE_READAHEAD,
+    OFFSET_MASK,
+    is_present,
+    is_swapped,
+    offset_of,
+    present_value,
+)
+
+cdef enum:
+    STAMPS = 1 << 12        # of the engine's eviction clock,
+    STAMP_SPAN = 8          # ... which tell of so many times the memory
+
+
+cdef class Memory:
+    """So many pages of memory, in one address space.
+
+    pages: the memory. behind: whether what streams leave behind may go first. window: pages that one fault brings at
+    most. Raises MemoryError."""
+    cdef Mm *mm
+    cdef Batch *batch
+    cdef Returns *returns
+    cdef uint64_t *evicted_at       # by the offset that stands for a page
+    cdef uint32_t offsets
+    cdef uint32_t room
+    cdef uint64_t pages
+    cdef bint behind
+    cdef uint64_t clock
+    cdef int stamp_shift
+    cdef readonly uint64_t resident
+    cdef readonly uint64_t references
+    cdef readonly uint64_t first_touches
+    cdef readonly uint64_t faults           # on swapped pages
+    cdef readonly uint64_t brought          # pages, by these
+
+    def __cinit__(self, uint64_t pages, bint behind=True, uint32_t window=WINDOW_MAX):
+        self.mm = <Mm *>calloc(1, sizeof(Mm))
+        self.batch = <Batch *>calloc(1, sizeof(Batch))
+        self.returns = <Returns *>calloc(1, sizeof(Returns))
+        if self.mm != NULL:
+            self.mm.table = table_make()
+        if self.mm == NULL or self.mm.table == NULL or self.batch == NULL or self.returns == NULL:
+            raise MemoryError
+        self.mm.id = 1
+        self.pages = pages
+        self.behind = behind
+        self.offsets = 1                    # 0 is none
+        while STAMP_SPAN * pages >> self.stamp_shift >= STAMPS:
+            self.stamp_shift += 1
+        readahead_init(&self.mm.fills, window)
+
+    def __dealloc__(self):
+        if self.mm != NULL and self.mm.table != NULL:
+            table_free(self.mm.table)
+        free(self.mm)
+        free(self.batch)
+        free(self.returns)
+        free(self.evicted_at)
+
+    def touch(self, const uint64_t[::1] pages):
+        """The program touches these pages, one after the other. Raises MemoryError."""
+        cdef Py_ssize_t at
+        cdef bint enough = True
+        with nogil:
+            for at in range(pages.shape[0]):
+                if not _touch(self, pages[at]):
+                    enough = False
+                    break
+        if not enough:
+            raise MemoryError
+
+
+cdef bint _touch(Memory memory, uint64_t page) noexcept nogil:
+    """False without memory."""
+    cdef uint32_t value = table_get(memory.mm.table, page)
+    memory.references += 1
+    if is_present(value):
+        return True
+    if value == 0:
+        memory.first_touches += 1
+        value = _new_offset(memory)
+        if value == 0 or table_set(memory.mm.table, page, present_value(AGE_FRESH, value)) != 0:
+            return False
+        memory.resident += 1
+    else:
+        _fill(memory, page)
+    while memory.resident > memory.pages and _evict(memory):
+        pass
+    return True
+
+
+cdef uint32_t _new_offset(Memory memory) noexcept nogil:
+    """0 without memory."""
+    cdef uint64_t *grown
+    if memory.offsets >= memory.room:
+        if memory.offsets > OFFSET_MASK // 2:
+            return 0
+        memory.room = 2 * memory.offsets + 1024
+        grown = <uint64_t *>realloc(memory.evicted_at, memory.room * sizeof(uint64_t))
+        if grown == NULL:
+            memory.room = 0
+            return 0
+        memory.evicted_at = grown
+    memory.offsets += 1
+    return memory.offsets - 1
+
+
+cdef void _plan(Memory memory, uint64_t page, Window *window) noexcept nogil:
+    """The swapped pages of the window that lie beside the page, as in fill.pyx."""
+    cdef uint64_t low = page
+    cdef uint64_t high = page + 1
+    while low > window.start and is_swapped(table_get(memory.mm.table, low - 1)):
+        low -= 1
+    while high < window.start + window.count and is_swapped(table_get(memory.mm.table, high)):
+        high += 1
+    window.start = low
+    window.count = <uint32_t>(high - low)
+
+
+cdef void _fill(Memory memory, uint64_t page) noexcept nogil:
+    cdef Window window
+    cdef uint64_t at
+    cdef uint32_t age, offset
+    cdef uint64_t gone = memory.clock - memory.evicted_at[offset_of(table_get(memory.mm.table, page))]
+    memory.faults += 1
+    readahead_window(&memory.mm.fills, page, &window)
+    _plan(memory, page, &window)
+    readahead_done(&memory.mm.fills, &window)
+    if window.left_count >= LEFT_LEAST:
+        trail_add(&memory.mm.trail, window.left_start, window.left_count)
+    for at in range(window.start, window.start + window.count):
+        age = AGE_READAHEAD
+        if at == page and window.count < STREAMING:
+            age = reclaim_age(<uint32_t>(min(gone, STAMP_SPAN * memory.pages) >> memory.stamp_shift), 0,
+                              <uint32_t>(memory.resident >> memory.stamp_shift))
+        offset = offset_of(table_get(memory.mm.table, at))
+        table_set(memory.mm.table, at, present_value(age, offset))
+        if returns_sampled(memory.mm.id, at, memory.pages):
+            returns_back(memory.returns, memory.mm.id, at, memory.clock)
+    memory.resident += window.count
+    memory.brought += window.count
+
+
+cdef bint _evict(Memory memory) noexcept nogil:
+    """A batch. False when nothing is left."""
+    cdef uint32_t kind = returns_next_kind(memory.returns, memory.clock, memory.pages)
+    cdef bint wrapped = False
+    memory.batch.pages = 0
+    if memory.behind and kind == AS_BEHIND:
+        batch_choose_behind(memory.mm, memory.batch)
+    while memory.batch.pages == 0:
+        if not batch_choose(memory.mm, memory.batch):
+            if wrapped and memory.resident == 0:
+                return False
+            wrapped = True
+    _take(memory)
+    return True
+
+
+cdef void _take(Memory memory) noexcept nogil:
+    """The batch goes."""
+    cdef uint32_t run, at, value
+    cdef uint64_t page
+    for run in range(memory.batch.run_count):
+        for at in range(memory.batch.runs[run].count):
+            page = memory.batch.runs[run].page + at
+            value = table_get(memory.mm.table, page)
+            memory.evicted_at[offset_of(value)] = memory.clock
+            table_set(memory.mm.table, page, offset_of(value))
+            if returns_sampled(memory.mm.id, page, memory.pages):
+                returns_evicted(memory.returns, memory.mm.id, page, memory.batch.kind, memory.clock)
+    memory.clock += memory.batch.pages
+    memory.resident -= memory.batch.pages
