@@ -5,6 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from support import MIB, Programs, Runner
 from userswap.simulator import Memory
 
 PAGES = 16384  # of memory: 64 MiB
@@ -90,3 +91,11 @@ def test_what_is_wanted_soon_after_is_not_worse() -> None:
     piece = PAGES // 2
     pieces = [up(start, piece) for start in range(0, 4 * PAGES, piece)]
     assert ratio(passes(*[part for part in pieces for _ in range(3)] * 3)) < 1.1
+
+
+def test_torture_with_what_streams_leave_behind(userswap: Runner, programs: Programs) -> None:
+    command = [programs("torture"), "6", "160", "4", "2", "7"]
+    environment = {"USERSWAP_CHECK": "1", "USERSWAP_BEHIND": "1"}
+    run = userswap(command, 64 * MIB, timeout=120, env=environment, tolerance=1.2)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["pages_evicted"] > 10_000, run.describe()

@@ -38,7 +38,7 @@ def test_numpy(userswap: Runner, job: str, size: int) -> None:
 
 
 def test_malloc_in_four_threads(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("malloc_check"), "270"])
+    userswap.quarter([programs("malloc_check"), "360"])
 
 
 def test_static_program(userswap: Runner, programs: Programs) -> None:
@@ -46,7 +46,7 @@ def test_static_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_musl_program(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "270"])
+    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "330"])
 
 
 def test_go_program(userswap: Runner, programs: Programs) -> None:
@@ -54,7 +54,7 @@ def test_go_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_large_dict(userswap: Runner) -> None:
-    userswap.quarter(script("walk_dict.py", 450_000))
+    userswap.quarter(script("walk_dict.py", 500_000))
 
 
 def test_sqlite_in_memory(userswap: Runner) -> None:
@@ -62,7 +62,7 @@ def test_sqlite_in_memory(userswap: Runner) -> None:
 
 
 def test_script_of_several_processes(userswap: Runner) -> None:
-    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "450000"])
+    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "500000"])
 
 
 def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from support import (
     tree_of,
 )
 
-SECONDS = float(os.environ.get("USERSWAP_SOAK_SECONDS", "8"))
+SECONDS = float(os.environ.get("USERSWAP_SOAK_SECONDS", "12"))
 RAM = 96 * MIB
 PART = 96  # MiB, of each of the four that hold so much
 SAMPLES = 40

@@ -78,6 +78,15 @@ cdef uint32_t _run_behind(Mm *mm, uint64_t page, uint32_t count) noexcept nogil:
     return _unspared(mm, page, at)
 
 
+cdef bint _is_chosen(Batch *batch, uint64_t page, uint32_t count) noexcept nogil:
+    """Whether some of it is in the batch already: streams may go over the same pages."""
+    cdef uint32_t at
+    for at in range(batch.run_count):
+        if batch.runs[at].page < page + count and page < batch.runs[at].page + batch.runs[at].count:
+            return True
+    return False
+
+
 cdef void batch_choose_behind(Mm *mm, Batch *batch) noexcept nogil:
     """Fills the batch with what streams have left behind. What does not fit in is the hand's."""
     cdef uint64_t start = 0
@@ -87,7 +96,7 @@ cdef void batch_choose_behind(Mm *mm, Batch *batch) noexcept nogil:
     while batch.pages < BATCH_PAGES and trail_take(&mm.trail, BATCH_PAGES - batch.pages, &start, &count):
         while count > 0 and batch.run_count < BATCH_RUNS:
             run = _run_behind(mm, start, count)
-            if run > 0:
+            if run > 0 and not _is_chosen(batch, start, run):
                 _add(batch, start, run)
             start += max(run, <uint32_t>1)
             count -= max(run, <uint32_t>1)
@@ -296,7 +305,7 @@ cdef void _note_samples(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     for number in range(batch.run_count):
         run = &batch.runs[number]
         for at in range(run.moved):
-            if returns_sampled(mm.id, run.page + at, engine.limit):
+            if engine.drops_behind and returns_sampled(mm.id, run.page + at, engine.limit):
                 pthread_mutex_lock(&engine.returns_lock)
                 returns_evicted(&engine.returns, mm.id, run.page + at, batch.kind, engine.evict_clock)
                 pthread_mutex_unlock(&engine.returns_lock)

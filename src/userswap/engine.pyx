@@ -176,6 +176,7 @@ cdef class Engine:
         engine.may_spin = may_spin
         engine.checking = "USERSWAP_CHECK" in os.environ
         engine.packing = os.environ.get("USERSWAP_PACK") != "0"
+        engine.drops_behind = "USERSWAP_BEHIND" in os.environ
         engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)

@@ -255,6 +255,8 @@ cdef void _count_copied(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
 cdef bint _choose(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     """False when the hand reached the end of the table and starts anew."""
     cdef uint32_t kind
+    if not engine.drops_behind:
+        return batch_choose(mm, batch)
     pthread_mutex_lock(&engine.returns_lock)
     kind = returns_next_kind(&engine.returns, engine.evict_clock, engine.limit)
     pthread_mutex_unlock(&engine.returns_lock)

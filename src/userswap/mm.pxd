@@ -218,6 +218,7 @@ cdef struct Engine:
     # Guards returns; comes last, and nothing is taken under it.
     pthread_mutex_t returns_lock
     Returns returns
+    bint drops_behind       # what streams leave behind may go first
     uint32_t trailing       # the mm whose streams have left something behind last
     uint32_t stamp_shift    # pages of the eviction clock to its 12-bit stamp
     uint64_t waited_since   # us: when the monitor first saw faults wait, 0 if none does
