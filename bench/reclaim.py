@@ -83,17 +83,18 @@ def traces() -> Iterator[tuple[str, Trace]]:
         yield f"quicksort of three times, {seed}", np.concatenate(parts)
 
 
-def brought(trace: Trace, *, behind: bool) -> int:
+def touched(trace: Trace, *, behind: bool) -> Memory:
+    """The memory after all of the trace."""
     memory = Memory(PAGES, behind=behind)
     memory.touch(np.ascontiguousarray(trace))
-    return memory.brought
+    return memory
 
 
 def main() -> None:
     print("| pages brought back | without | with | ratio |\n| --- | ---: | ---: | ---: |")
     ratios = []
     for name, trace in traces():
-        before, after = brought(trace, behind=False), brought(trace, behind=True)
+        before, after = (touched(trace, behind=behind).brought for behind in (False, True))
         ratios.append(after / before)
         print(f"| {name} | {before} | {after} | {ratios[-1]:.2f} |")
     print(f"\nIn geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, at most {max(ratios):.2f}.")

@@ -13,7 +13,7 @@ import pytest
 
 from support import MIB, Programs, Runner, tree_of, wait_until
 
-SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "9"))
+SECONDS = float(os.environ.get("USERSWAP_TORTURE_SECONDS", "21"))
 # (MiB, --ram, threads, processes, seed)
 ROUNDS = [(160, 64 * MIB, 4, 2, 1), (128, 64 * MIB, 1, 4, 2), (256, 80 * MIB, 8, 1, 3)]
 # Here bytes count, test_limit.py is about the limit: one run in CI used 117 % for a moment, and nobody has
@@ -40,7 +40,7 @@ OPERATIONS |= {
 def test_no_wrong_byte(
     userswap: Runner, programs: Programs, mib: int, ram: int, threads: int, processes: int, seed: int
 ) -> None:
-    seconds = max(3, round(SECONDS / len(ROUNDS)))
+    seconds = max(5, round(SECONDS / len(ROUNDS)))
     command = [programs("torture"), *map(str, (seconds, mib, threads, processes, seed))]
     # With the engine's own checks of its invariants.
     run = userswap(command, ram, timeout=4 * seconds + 180, env={"USERSWAP_CHECK": "1"}, tolerance=BURSTS)

@@ -305,7 +305,7 @@ cdef void _note_samples(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     for number in range(batch.run_count):
         run = &batch.runs[number]
         for at in range(run.moved):
-            if engine.drops_behind and returns_sampled(mm.id, run.page + at, engine.limit):
+            if returns_sampled(mm.id, run.page + at, engine.limit):
                 pthread_mutex_lock(&engine.returns_lock)
                 returns_evicted(&engine.returns, mm.id, run.page + at, batch.kind, engine.evict_clock)
                 pthread_mutex_unlock(&engine.returns_lock)
@@ -335,7 +335,8 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     mm.present -= batch.moved
     mm.swapped += batch.moved
     mm.staging_pages += batch.moved - zeros     # the shared zero page is no memory of anybody
-    _note_samples(engine, mm, batch)
+    if engine.drops_behind:
+        _note_samples(engine, mm, batch)
     engine.evict_clock += batch.moved
     add_i64(&engine.counters.pages_evicted, batch.moved)
     add_i64(&engine.counters.pages_evicted_clean, clean)

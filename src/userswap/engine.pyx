@@ -65,6 +65,7 @@ from userswap.processes cimport (
     tree_remove_own,
 )
 from userswap.readahead cimport WINDOW_MAX
+from userswap.reclaim cimport reclaim_stamp_shift
 from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
 from userswap.stores cimport store_end_waits
@@ -98,14 +99,6 @@ from userswap.types cimport BLOCK_BYTES, CACHED, COUNT_EVER, FILLED, PAGE_SHIFT,
 
 class EngineError(Exception):
     """The program cannot be served any longer (or not at all); the text is the reason, one line."""
-
-
-cdef uint32_t _stamp_shift(int64_t limit_pages) noexcept nogil:
-    """The unit of the eviction clock, so that its 12 bits span eight times the memory."""
-    cdef uint32_t shift = 0
-    while (limit_pages * 8) >> shift > 4096:
-        shift += 1
-    return shift
 
 
 cdef int64_t _limit_pages(ram_limit_bytes) except -1:
@@ -171,7 +164,7 @@ cdef class Engine:
         if engine == NULL:
             raise EngineError("no memory for the engine")
         limit_set(engine, pages)
-        engine.stamp_shift = _stamp_shift(pages)
+        engine.stamp_shift = reclaim_stamp_shift(pages)
         engine.mm_serial = 1
         engine.may_spin = may_spin
         engine.checking = "USERSWAP_CHECK" in os.environ

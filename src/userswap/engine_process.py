@@ -214,10 +214,7 @@ class EngineProcess:
     def _serve(self, engine: "Engine") -> None:
         self._poller.register(engine.fileno(), select.POLLIN)
         self._poller.register(self._keeper, select.POLLIN)
-        try:
-            keeper = os.pidfd_open(self._keeper_pid)
-        except ProcessLookupError:
-            self._lose_keeper(engine)
+        keeper = os.pidfd_open(self._keeper_pid)  # if it is gone already, _fail sees that
         self._poller.register(keeper, select.POLLIN)
         if self._keeper_is_gone():
             self._lose_keeper(engine)

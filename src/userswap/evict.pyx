@@ -322,25 +322,35 @@ cdef bint _can_evict(Mm *mm) noexcept nogil:
     return _can_drop(mm) and not mm.leaving and not mm.detaching
 
 
+cdef bint _evict_from(Evictor *evictor, Mm *mm, bint behind, bint *wrapped) noexcept nogil:
+    """Evicts from one address space while that is wanted, until the hand has gone round, or with `behind` until nothing
+    is left that streams have left. True if anything was evicted."""
+    cdef Engine *engine = evictor.engine
+    cdef bint any = False
+    wrapped[0] = False
+    pthread_mutex_lock(&mm.helper_lock)
+    while not wrapped[0] and _can_evict(mm) and _wanted(engine) and (not behind or trail_any(&mm.trail)):
+        writeback_make_room(engine)
+        if _wanted(engine) and _evict_batch(evictor, mm, wrapped):
+            any = True
+    if _can_drop(mm):
+        _drop(engine, mm)
+    pthread_mutex_unlock(&mm.helper_lock)
+    return any
+
+
 cdef bint _evict_behind(Evictor *evictor) noexcept nogil:
     """What streams have left behind last, where that goes first. True if anything was evicted."""
     cdef Engine *engine = evictor.engine
     cdef Mm *mm
-    cdef bint wrapped = False
-    cdef bint any = False
+    cdef bint wrapped
+    cdef bint any
     if not engine.returns.behind:
         return False
     mm = mm_get(engine, load_u32(&engine.trailing))
     if mm == NULL:
         return False
-    pthread_mutex_lock(&mm.helper_lock)
-    while trail_any(&mm.trail) and not wrapped and _can_evict(mm) and _wanted(engine):
-        writeback_make_room(engine)
-        if _evict_batch(evictor, mm, &wrapped):
-            any = True
-    if _can_drop(mm):
-        _drop(engine, mm)
-    pthread_mutex_unlock(&mm.helper_lock)
+    any = _evict_from(evictor, mm, True, &wrapped)
     mm_put(engine, mm)
     return any
 
@@ -361,15 +371,8 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
         if mm == NULL:
             evictor.position = 0
             return any
-        wrapped = False
-        pthread_mutex_lock(&mm.helper_lock)
-        while not wrapped and _can_evict(mm) and _wanted(engine):
-            writeback_make_room(engine)
-            if _wanted(engine) and _evict_batch(evictor, mm, &wrapped):
-                any = True
-        if _can_drop(mm):
-            _drop(engine, mm)
-        pthread_mutex_unlock(&mm.helper_lock)
+        if _evict_from(evictor, mm, False, &wrapped):
+            any = True
         if not wrapped and _can_evict(mm):
             evictor.position -= 1       # the hand is within this one: it goes on here
         mm_put(engine, mm)

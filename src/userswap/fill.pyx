@@ -326,7 +326,7 @@ cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
 
 
 cdef void _note_return(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
-    if engine.drops_behind and returns_sampled(mm.id, page, engine.limit):
+    if returns_sampled(mm.id, page, engine.limit):
         pthread_mutex_lock(&engine.returns_lock)
         returns_back(&engine.returns, mm.id, page, engine.evict_clock)
         pthread_mutex_unlock(&engine.returns_lock)
@@ -334,10 +334,12 @@ cdef void _note_return(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
 
 cdef void _mark_filled(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint32_t count) noexcept nogil:
     cdef uint32_t at, age
-    cdef bint streaming = worker.engine.drops_behind and fill.count >= STREAMING
+    cdef bint drops_behind = worker.engine.drops_behind
+    cdef bint streaming = drops_behind and fill.count >= STREAMING
     for at in range(first, first + count):
         age = fill.age if at == fill.faulted and not streaming else AGE_READAHEAD
-        _note_return(worker.engine, mm, fill.start + at)
+        if drops_behind:
+            _note_return(worker.engine, mm, fill.start + at)
         if fill.keeps[at]:
             table_set(mm.table, fill.start + at, present_value(age, fill.values[at]))
         else:

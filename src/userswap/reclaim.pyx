@@ -33,9 +33,17 @@ cdef uint32_t reclaim_run(uint32_t *values, uint32_t count, uint32_t most, uint3
     return run
 
 
+cdef uint32_t reclaim_stamp_shift(uint64_t pages) noexcept nogil:
+    """The unit of the eviction clock, so that its 12 bits span eight times the memory."""
+    cdef uint32_t shift = 0
+    while (pages * 8) >> shift > STAMP_LAST + 1:
+        shift += 1
+    return shift
+
+
 cdef uint32_t reclaim_distance(uint32_t now, uint32_t stamp) noexcept nogil:
     """Evictions since the one that was stamped so."""
-    return (now - stamp) & 0xFFF
+    return (now - stamp) & STAMP_LAST
 
 
 cdef uint32_t reclaim_age(uint32_t now, uint32_t stamp, uint32_t resident) noexcept nogil:

@@ -20,7 +20,7 @@ from userswap.behind cimport (
 from userswap.mm cimport Mm
 from userswap.pagetable cimport table_free, table_get, table_make, table_set
 from userswap.readahead cimport WINDOW_MAX, Window, readahead_done, readahead_init, readahead_window
-from userswap.reclaim cimport LEFT_LEAST, STREAMING, reclaim_age
+from userswap.reclaim cimport LEFT_LEAST, STAMP_LAST, STREAMING, reclaim_age, reclaim_stamp_shift
 from userswap.types cimport (
     AGE_FRESH,
     AGE_READAHEAD,
@@ -30,11 +30,6 @@ from userswap.types cimport (
     offset_of,
     present_value,
 )
-
-cdef enum:
-    STAMPS = 1 << 12        # of the engine's eviction clock,
-    STAMP_SPAN = 8          # ... which tell of so many times the memory
-
 
 cdef class Memory:
     """So many pages of memory, in one address space.
@@ -50,7 +45,7 @@ cdef class Memory:
     cdef uint64_t pages
     cdef bint behind
     cdef uint64_t clock
-    cdef int stamp_shift
+    cdef uint32_t stamp_shift
     cdef readonly uint64_t resident
     cdef readonly uint64_t references
     cdef readonly uint64_t first_touches
@@ -69,8 +64,7 @@ cdef class Memory:
         self.pages = pages
         self.behind = behind
         self.offsets = 1                    # 0 is none
-        while STAMP_SPAN * pages >> self.stamp_shift >= STAMPS:
-            self.stamp_shift += 1
+        self.stamp_shift = reclaim_stamp_shift(pages)
         readahead_init(&self.mm.fills, window)
 
     def __dealloc__(self):
@@ -108,8 +102,8 @@ cdef bint _touch(Memory memory, uint64_t page) noexcept nogil:
         memory.resident += 1
     else:
         _fill(memory, page)
-    while memory.resident > memory.pages and _evict(memory):
-        pass
+    while memory.resident > memory.pages:
+        _evict(memory)
     return True
 
 
@@ -155,7 +149,7 @@ cdef void _fill(Memory memory, uint64_t page) noexcept nogil:
     for at in range(window.start, window.start + window.count):
         age = AGE_READAHEAD
         if at == page and window.count < STREAMING:
-            age = reclaim_age(<uint32_t>(min(gone, STAMP_SPAN * memory.pages) >> memory.stamp_shift), 0,
+            age = reclaim_age(<uint32_t>min(gone >> memory.stamp_shift, <uint64_t>STAMP_LAST), 0,
                               <uint32_t>(memory.resident >> memory.stamp_shift))
         offset = offset_of(table_get(memory.mm.table, at))
         table_set(memory.mm.table, at, present_value(age, offset))
@@ -165,20 +159,15 @@ cdef void _fill(Memory memory, uint64_t page) noexcept nogil:
     memory.brought += window.count
 
 
-cdef bint _evict(Memory memory) noexcept nogil:
-    """A batch. False when nothing is left."""
+cdef void _evict(Memory memory) noexcept nogil:
+    """A batch. Each turn of the hand lowers ages: something is found in the end."""
     cdef uint32_t kind = returns_next_kind(memory.returns, memory.clock, memory.pages)
-    cdef bint wrapped = False
     memory.batch.pages = 0
     if memory.behind and kind == AS_BEHIND:
         batch_choose_behind(memory.mm, memory.batch)
     while memory.batch.pages == 0:
-        if not batch_choose(memory.mm, memory.batch):
-            if wrapped and memory.resident == 0:
-                return False
-            wrapped = True
+        batch_choose(memory.mm, memory.batch)
     _take(memory)
-    return True
 
 
 cdef void _take(Memory memory) noexcept nogil:
