@@ -609,6 +609,15 @@ def test_removed_from_busy_programs(start: Start, compiler: str, flags: tuple[st
     assert program.finish().startswith("good")
 
 
+def test_where_a_program_maps_anew_what_it_has_unmapped(start: Start) -> None:
+    """Its address space has a hole for a moment, just where the kernel would put the next mapping."""
+    program = start("inject_holes")
+    remove_again_and_again(program.pid, 50)
+    for _ in range(50):
+        assert refusal(program.pid, 1 << 60) == errno.EINVAL
+    assert program.finish().startswith("good")
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_removed_amid_a_call(start: Start, call: str) -> None:
     program = start("inject_calls", call)

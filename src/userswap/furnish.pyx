@@ -30,6 +30,7 @@ cdef extern from *:
     #include <sys/stat.h>
     #include <sys/prctl.h>
     #include <sys/ptrace.h>
+    #include <sys/random.h>
     #include <sys/socket.h>
     #include <sys/un.h>
     #include <sys/syscall.h>
@@ -47,10 +48,11 @@ cdef extern from *:
     long ptrace(int request, ...) nogil
 
     const int PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_FIXED
-    const int MAP_NORESERVE, MADV_DONTFORK, MADV_NOHUGEPAGE, CLOSE_RANGE_UNSHARE, PR_SET_NAME
+    const int MAP_FIXED_NOREPLACE, MAP_NORESERVE, MADV_DONTFORK, MADV_NOHUGEPAGE, CLOSE_RANGE_UNSHARE, PR_SET_NAME
     const int O_CLOEXEC, O_NONBLOCK, O_RDWR, MFD_CLOEXEC
     int open(const char *path, int flags) nogil
     int close(int fd) nogil
+    ssize_t getrandom(void *buffer, size_t length, unsigned flags) nogil
     int ioctl(int fd, unsigned long request, ...) nogil
 
     ctypedef struct iovec "struct iovec":
@@ -101,6 +103,12 @@ cdef extern from "helper.h" nogil:
 
 cdef enum:
     HUGE_PAGE = 2 << 20
+    # Where the addresses end that a program gets without asking for more (x86-64), and how far below that our region
+    # lies: two TiB to four, or less, as programs with a sanitizer have only the nearer addresses free.
+    USER_END = 0x7ffffffff000
+    FARTHEST = 0x20000000000
+    NEAREST = 0x2000000000
+    REGION_TRIES = 8
 
 cdef struct Region:
     uint64_t start, length, code, stack, mailbox, staging, staging_length
@@ -124,6 +132,28 @@ cdef int64_t map_part(Tracee *child, uint64_t start, uint64_t length, int protec
     return remote_call(child, SYS_mmap, start, length, protection, flags, <uint64_t><int64_t>fd, 0)
 
 
+cdef int64_t map_apart(Tracee *child, uint64_t length) noexcept nogil:
+    """At an address that nothing was mapped near to, reserved; or -errno.
+
+    The kernel's own choice would be the highest gap, and so right below what the program has mapped last. Its only
+    thread may unmap some of that and map it anew at the same place, certain that nobody else maps anything there
+    meanwhile; it would get its pages in place of ours, and lose them when our region goes."""
+    cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    cdef uint64_t start, drawn = 0, distance = FARTHEST
+    cdef int64_t rc
+    cdef int _
+    while distance >= NEAREST:
+        for _ in range(REGION_TRIES):
+            if getrandom(&drawn, sizeof(drawn), 0) < 0:
+                return -errno
+            start = (<uint64_t>USER_END - distance - drawn % distance) // HUGE_PAGE * HUGE_PAGE
+            rc = map_part(child, start, length, PROT_NONE, flags | MAP_FIXED_NOREPLACE, -1)
+            if rc == <int64_t>start:
+                return rc
+        distance //= 2
+    return map_part(child, 0, length, PROT_NONE, flags, -1)
+
+
 cdef int reserve_region(Tracee *child, uint64_t staging_length, Region *region) noexcept nogil:
     """One mapping that nobody can use, with our parts inside: code, stack, mailbox, staging. What remains at
     its ends keeps the kernel from merging our parts with the program's. Staging is aligned for huge pages.
@@ -135,7 +165,7 @@ cdef int reserve_region(Tracee *child, uint64_t staging_length, Region *region) 
     cdef int64_t start
     region.length = head + staging_length + PAGE + alignment - PAGE
     region.staging_length = staging_length
-    start = map_part(child, 0, region.length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
+    start = map_apart(child, region.length)
     if start < 0 and start > -PAGE:
         return <int>start
     region.start = <uint64_t>start
