@@ -83,7 +83,9 @@ def test_what_is_wanted_soon_after_is_not_worse() -> None:
 
 def test_torture_with_what_streams_leave_behind(userswap: Runner, programs: Programs) -> None:
     command = [programs("torture"), "6", "160", "4", "2", "7"]
-    environment = {"USERSWAP_CHECK": "1", "USERSWAP_BEHIND": "1"}
-    run = userswap(command, 64 * MIB, timeout=120, env=environment, tolerance=BURSTS)
+    options = ["--quiet", "--policy", "behind"]
+    run = userswap(
+        command, 64 * MIB, timeout=120, options=options, env={"USERSWAP_CHECK": "1"}, tolerance=BURSTS
+    )
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.stats["pages_evicted"] > 10_000, run.describe()

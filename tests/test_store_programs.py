@@ -135,7 +135,8 @@ def test_the_memory_of_a_store_is_the_engines_own(userswap: Runner) -> None:
     assert run.stdout == b"ok\n", run.describe()
     assert run.stats["store_bytes_written"] > 100 * MIB, run.describe()
     assert run.stats["peak_resident_bytes"] == pytest.approx(run.sampled.peak_bytes, rel=0.12), run.describe()
-    with userswap.start(program, RAM, swap=["dict://:512M"], env=plain) as live:
+    soon = {**plain, "USERSWAP_STUCK_SECONDS": "4"}
+    with userswap.start(program, RAM, swap=["dict://:512M"], env=soon) as live:
         stopped(live, b"the memory in use cannot be brought under the limit.*")
 
 

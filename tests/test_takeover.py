@@ -40,6 +40,7 @@ from support import (
     tree_of,
     wait_until,
 )
+from userswap import __file__ as tested
 
 SOURCES = Path(__file__).parent.parent / "src" / "userswap"
 RAM = 96 * MIB
@@ -181,23 +182,26 @@ def test_killed_at_random(
 
 @pytest.fixture(scope="session")
 def crashing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which userswap is a build whose engine can be killed at its points."""
+    """The environment in which userswap is a build whose engine can be killed at its points: of its
+    modules those that have some are built anew."""
     folder = tmp_path_factory.mktemp("crashing")
     package, build = folder / "userswap", folder / "build"
     options = ["-Dcrash_points=true", "--buildtype=plain"]
-    modules = [file.stem for file in SOURCES.glob("*.pyx") if not file.stem.endswith("_door")]
-    built = [f"src/userswap/{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in modules]
+    modules = [file.stem for file in SOURCES.glob("*.pyx") if "sys_crash_point(b" in file.read_text()]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
     for command in (
         ["meson", "setup", str(build), str(SOURCES.parent.parent), *options],
-        ["ninja", "-C", str(build), *built],
+        ["ninja", "-C", str(build), *(f"src/userswap/{name}{suffix}" for name in modules)],
     ):
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         subprocess.run(
             command, check=True, capture_output=True, timeout=600, env={**os.environ, "PATH": path}
         )
     package.mkdir()
-    for file in [*SOURCES.glob("*.py"), *build.glob("src/userswap/*.so")]:
-        (package / file.name).symlink_to(file)
+    for file in Path(tested).parent.iterdir():
+        if file.suffix in (".py", ".so"):
+            made = build / "src" / "userswap" / file.name
+            (package / file.name).symlink_to(made if made.exists() else file.resolve())
     return {"PYTHONPATH": str(folder)}
 
 

@@ -6,7 +6,7 @@ import select
 import signal
 from collections.abc import Container
 
-from userswap import areas, doctor, keeper, launch, libc, ram, statistics, tree
+from userswap import areas, doctor, keeper, launch, libc, ram, statistics, traces, tree
 from userswap.channel import Channel, channel_pair
 from userswap.client import served_processes
 from userswap.engine_process import Options
@@ -17,7 +17,7 @@ from userswap.front import complain
 class Request:
     """A command line of `attach`, as typed."""
 
-    __slots__ = ("encrypt", "entry_bits", "pid", "ram", "stats", "swap", "with_children")
+    __slots__ = ("encrypt", "entry_bits", "pid", "policy", "ram", "stats", "swap", "trace", "with_children")
 
     def __init__(
         self,
@@ -28,6 +28,8 @@ class Request:
         stats: str | None,
         entry_bits: int,
         encrypt: bool,
+        policy: str,
+        trace: str | None,
     ) -> None:
         self.pid = pid
         self.with_children = with_children
@@ -36,6 +38,8 @@ class Request:
         self.stats = stats
         self.entry_bits = entry_bits
         self.encrypt = encrypt
+        self.policy = policy
+        self.trace = trace
 
 
 def attach(request: Request) -> int:
@@ -52,7 +56,10 @@ def attach(request: Request) -> int:
     stats_path = None if request.stats is None else statistics.check_writable(request.stats)
     below = [process.pid for process in tree.programs(request.pid)]
     opened = areas.open_areas(request.swap)
+    trace = traces.create(request.trace, opened)
     options = Options(ram_limit_bytes, stats_path, True, request.entry_bits, request.encrypt)
+    options.policy = request.policy
+    options.trace = trace
     options.attaches = True
     options.leave_out = tuple(pid for pid in below if pid in served or not request.with_children)
     options.attach = (request.pid, *(pid for pid in below if pid not in options.leave_out))

@@ -25,6 +25,7 @@ from userswap.system cimport (
     sys_crash_point,
     sys_page_absent,
 )
+from userswap.trace cimport TRACE_EVICTED, trace_span
 from userswap.types cimport (
     AGE_FRESH,
     AGE_MAX,
@@ -320,6 +321,7 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     pthread_mutex_lock(&engine.space.lock)
     for number in range(batch.run_count):
         run = &batch.runs[number]
+        trace_span(engine.trace, TRACE_EVICTED, mm.id, run.page, run.moved)
         for at in range(run.count):
             place = run.first + at
             if at < run.moved:

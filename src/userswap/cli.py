@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from userswap.errors import EXIT_OWN_ERROR, UserswapError
+from userswap.policies import AGES, OTHERS, OURS
 
 TYPE_CHECKING = False  # typing costs a megabyte of memory, which counts
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ Give swap to the process PID, and to all that it starts from now on, so that the
 stays under --ram. Returns when it is done; the engine stays in the background until they have ended, or are
 detached."""
 
-RUN_OPTIONS_WITH_VALUE = ("--ram", "--swap", "--stats", "--entry-bits")
+SIMULATE_DESCRIPTION = """\
+Say how many pages would have had to be brought in again by userswap's own policies and by others, in this and
+other memories, had the program used its pages as FILE tells."""
+
+RUN_OPTIONS_WITH_VALUE = ("--ram", "--swap", "--stats", "--policy", "--trace", "--entry-bits")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,6 +74,10 @@ def _dispatch(words: list[str]) -> int:
         return doctor.fix() if chosen.fix else doctor.doctor()
     if chosen.verb in ("status", "limit", "swapon", "swapoff", "detach", "upgrade"):
         return _control(chosen)
+    if chosen.verb == "simulate":
+        from userswap.simulate import simulate
+
+        return simulate(chosen.file, chosen.policy, chosen.ram, chosen.json, chosen.plot)
     if chosen.verb == "attach":
         from userswap import attach
 
@@ -81,6 +90,8 @@ def _dispatch(words: list[str]) -> int:
                 chosen.stats,
                 chosen.entry_bits,
                 chosen.encrypt,
+                chosen.policy,
+                chosen.trace,
             )
         )
     if not command:
@@ -89,7 +100,15 @@ def _dispatch(words: list[str]) -> int:
 
     return run(
         Request(
-            chosen.ram, chosen.swap, chosen.stats, chosen.quiet, chosen.entry_bits, chosen.encrypt, command
+            chosen.ram,
+            chosen.swap,
+            chosen.stats,
+            chosen.quiet,
+            chosen.entry_bits,
+            chosen.encrypt,
+            chosen.policy,
+            chosen.trace,
+            command,
         )
     )
 
@@ -133,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     detach.add_argument("pid", type=_pid, metavar="PID")
     detach.add_argument("--tree", action="store_true", help="and all processes that it has started")
+    _add_simulate(verbs)
     doctor = verbs.add_parser(
         "doctor", help="say what this machine can do, and how to fix what it cannot", allow_abbrev=False
     )
@@ -168,7 +188,7 @@ def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     run = verbs.add_parser(
         "run", help="run a program in less memory than it needs", allow_abbrev=False,
         usage="userswap run [--ram SIZE] [--swap AREA]... [--stats FILE] [--quiet] [--entry-bits 32|64] "
-        "[--encrypt] "
+        "[--policy POLICY] [--trace FILE] [--encrypt] "
         "-- COMMAND [ARG]...",
         description=RUN_DESCRIPTION, epilog=RUN_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -187,6 +207,27 @@ def _add_attach(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "starts from now on are served in any case",
     )  # fmt: skip
     _add_engine_options(attach)
+
+
+def _add_simulate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    simulate = verbs.add_parser(
+        "simulate", help="say what other policies or memories would have had to bring in, from traces",
+        description=SIMULATE_DESCRIPTION, allow_abbrev=False,
+    )  # fmt: skip
+    simulate.add_argument("file", nargs="+", metavar="FILE", help="as run --trace has made it")
+    simulate.add_argument(
+        "--policy", action="append", default=[], metavar="POLICY", choices=(*OURS, *OTHERS),
+        help=f"{', '.join((*OURS, *OTHERS))}; repeat it for more (default: all)",
+    )  # fmt: skip
+    simulate.add_argument(
+        "--ram", action="append", default=[], metavar="SIZE",
+        help="how much memory, or N%% of the most that was in use; repeat it for more "
+        "(default: 100%%, 75%%, 50%%, 35%%, 25%%)",
+    )  # fmt: skip
+    simulate.add_argument("--json", action="store_true", help="as JSON: a list of files")
+    simulate.add_argument(
+        "--plot", metavar="FILE", help="draw it as well: as .svg, .png, or what else the name says"
+    )
 
 
 def _pid(text: str) -> int:
@@ -208,6 +249,14 @@ def _add_engine_options(verb: _Parser) -> None:
         "(default: a temporary file in $TMPDIR or /var/tmp)",
     )  # fmt: skip
     verb.add_argument("--stats", metavar="FILE", help="write the counts of the run to FILE, as JSON")
+    verb.add_argument(
+        "--policy", default=AGES, choices=OURS, metavar="POLICY",
+        help="what is evicted first: ages, the pages that have not been touched for longest, as far as that "
+        "is known (default); behind, also what streams have just gone over, where that is seen to save reads",
+    )  # fmt: skip
+    verb.add_argument(
+        "--trace", metavar="FILE", help="record what happens to pages in FILE, for userswap simulate"
+    )
     verb.add_argument(
         "--encrypt", action="store_true",
         help="what goes to the swap areas, with a random key that lives and dies with the run",

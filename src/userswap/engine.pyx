@@ -94,7 +94,10 @@ from userswap.system cimport (
     sys_reserve,
     sys_signal_eventfd,
 )
+from userswap.trace cimport TRACE_LIMIT, trace_flush, trace_make, trace_span
 from userswap.types cimport BLOCK_BYTES, CACHED, COUNT_EVER, FILLED, PAGE_SHIFT, entry_make
+
+STUCK_SECONDS = 20
 
 
 class EngineError(Exception):
@@ -139,6 +142,8 @@ cdef class Engine:
     left: what an engine that died has left, to go on with: its files(), and of each area what it had open and what is
         open for it now, as (fd then, fd, shared). None for a new one. The rest is as it was for that engine.
     encrypt: what goes to swap areas, with a key that nobody else has.
+    drops_behind: what streams leave behind may be evicted first.
+    trace: a file that is open for appending: what is to be recorded of the run. -1: nothing.
     Raises EngineError when the limit is too small or memory is short."""
 
     cdef EngineState *_state
@@ -147,7 +152,7 @@ cdef class Engine:
     cdef Progress[16] _progress     # MAX_AREAS
 
     def __cinit__(self, ram_limit_bytes, keeper_pid, own_pids, size_t desk, may_spin, entry_bits=64, left=None,
-                  encrypt=False):
+                  encrypt=False, drops_behind=False, int trace=-1):
         cdef EngineState *engine
         cdef EngineState *old = NULL
         cdef int64_t pages = _limit_pages(ram_limit_bytes)
@@ -169,7 +174,13 @@ cdef class Engine:
         engine.may_spin = may_spin
         engine.checking = "USERSWAP_CHECK" in os.environ
         engine.packing = os.environ.get("USERSWAP_PACK") != "0"
-        engine.drops_behind = "USERSWAP_BEHIND" in os.environ
+        engine.stuck_us = int(os.environ.get("USERSWAP_STUCK_SECONDS", STUCK_SECONDS)) * 1000000
+        engine.drops_behind = drops_behind
+        if trace >= 0:
+            engine.trace = trace_make(trace)
+            if engine.trace == NULL:
+                raise EngineError("no memory for the trace")
+            trace_span(engine.trace, TRACE_LIMIT, 0, pages, 1)
         engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
@@ -236,6 +247,8 @@ cdef class Engine:
         cdef Mm *mm
         cdef int at
         found = {arena_fd(), buffers_fd()}
+        if engine.trace != NULL:
+            found.add(engine.trace.fd)
         if engine.desk.helper.pid > 0:
             found |= {engine.desk.helper.uffd, engine.desk.helper.pidfd, engine.desk.helper.target_pidfd,
                       engine.desk.helper.mailbox_fd}
@@ -254,6 +267,15 @@ cdef class Engine:
             if mm.helper.pid > 0:
                 found |= {mm.helper.uffd, mm.helper.pidfd, mm.helper.target_pidfd, mm.helper.mailbox_fd}
             mm_put(engine, mm)
+
+    def flush_trace(self):
+        """Writes what has been recorded until now. Raises OSError where the trace has ended, as it could not be
+        written; it does not go on."""
+        cdef int error
+        with nogil:
+            error = trace_flush(self._state.trace)
+        if error:
+            raise OSError(error, os.strerror(error))
 
     def area_files(self):
         """The number of each swap area, by its descriptor."""
@@ -572,6 +594,7 @@ cdef class Engine:
                 mm_leave(engine, mm)
                 mm_end(engine, mm)
                 mm_put(engine, mm)
+            trace_flush(engine.trace)
             if engine.checking:
                 check_ended(engine)
         self._raise_reason()

@@ -45,6 +45,7 @@ from userswap.channel import Channel
 from userswap.control import Control
 from userswap.errors import EXIT_OWN_ERROR, UserswapError, reason
 from userswap.front import complain
+from userswap.policies import AGES, BEHIND
 from userswap.store_process import END_SECONDS
 
 ATTACHING_MS = 2.0
@@ -90,9 +91,11 @@ class Options:
         "encrypt",
         "entry_bits",
         "leave_out",
+        "policy",
         "quiet",
         "ram_limit_bytes",
         "stats_path",
+        "trace",
     )
 
     def __init__(
@@ -103,6 +106,8 @@ class Options:
         self.quiet = quiet
         self.entry_bits = entry_bits
         self.encrypt = encrypt
+        self.policy = AGES
+        self.trace = -1  # a file that what happens to pages is recorded in
         self.attaches = False  # to processes that run already; else the keeper starts a program
         self.attach: tuple[int, ...] = ()  # ... these
         self.catches = False  # the kernel does not tell of forks: they are caught
@@ -196,6 +201,8 @@ class EngineProcess:
             self._options.entry_bits,
             (*self._left.files, self._left.areas) if self._left is not None else None,
             self._options.encrypt,
+            self._options.policy == BEHIND,
+            self._options.trace,
         )
         numbered: dict[int, Area] = {}
         known = engine.area_files()
@@ -424,6 +431,10 @@ class EngineProcess:
         if not self._options.quiet:
             complain(statistics.summary(self._counts(engine), engine.left_alone()))
         self._write_stats(engine)
+        try:
+            engine.flush_trace()
+        except OSError as error:
+            complain(f"--trace: it ends early: {reason(error)}")
 
     def _counts(self, engine: "Engine") -> dict[str, int | float]:
         return {**engine.statistics(), "wall_seconds": time.monotonic() - self._started}

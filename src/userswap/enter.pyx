@@ -188,6 +188,8 @@ cdef int _enter_forked(Engine *engine, pid_t pid, pid_t parent, uint32_t *mm_id)
         sys_sleep_us(100)       # one that is to be left then may be the one
     _await_forks(engine)
     for turn in range(2):
+        if turn == 1 and engine.entering_of != 0:
+            _may_overdraw(engine, True, 0)
         position = 0
         while result == -EINVAL:
             mm = mm_next(engine, &position)
@@ -265,8 +267,10 @@ cdef void _prepare(Engine *engine) noexcept nogil:
         engine.prepared = True
 
 
-cdef void _may_overdraw(Engine *engine, bint may) noexcept nogil:
-    """A thread that is to be stopped may be amid a fault: it is answered whether there is room or not."""
+cdef void _may_overdraw(Engine *engine, bint may, pid_t parent) noexcept nogil:
+    """A thread that is to be stopped may be amid a fault: it is answered whether there is room or not. So are those of
+    all children of its parent (0: all that have no helper yet), as nobody knows which address space is its own."""
+    engine.entering_of = parent
     engine.entering = may
     if may:
         sys_signal_eventfd(engine.room_event)
@@ -274,9 +278,9 @@ cdef void _may_overdraw(Engine *engine, bint may) noexcept nogil:
 
 cdef void _end_late_helper(Engine *engine) noexcept nogil:
     """Once the tracer has done what an engine before had asked for: nobody has got to know of that helper."""
-    _may_overdraw(engine, True)
+    _may_overdraw(engine, True, 0)
     desk_await(engine.desk, &engine.stopping)
-    _may_overdraw(engine, False)
+    _may_overdraw(engine, False, 0)
     if engine.stopping or engine.desk.line.result != 0 or engine.desk.helper.pid <= 0:
         return
     desk_discard(engine.desk)
@@ -299,10 +303,10 @@ cdef void *_enter_main(void *argument) noexcept nogil:
         if entry.pid == 0 or entry.done:
             sys_futex_wait(&entry.asked, seen, FOR_EVER_US)
             continue
-        _may_overdraw(engine, True)
+        _may_overdraw(engine, True, 0 if entry.again else entry.parent)
         entry.result = -ESRCH if tree_is_own(&engine.tree, entry.pid) else _enter(
             engine, entry.pid, entry.parent, &entry.mm_id)
-        _may_overdraw(engine, False)
+        _may_overdraw(engine, False, 0)
         entry.done = True
     return NULL
 
@@ -355,6 +359,7 @@ cdef void enter_next(Engine *engine, bint near) noexcept nogil:
         return
     best.entering = True
     entry.parent = best.parent
+    entry.again = best.tries > 0
     entry.early = not near
     entry.mm_id = 0
     entry.done = False

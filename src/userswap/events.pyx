@@ -40,6 +40,7 @@ from userswap.system cimport (
     sys_uffd_wake,
     uffd_msg,
 )
+from userswap.trace cimport TRACE_GIVEN_BACK, TRACE_MOVED, TRACE_MOVED_TO, trace_span
 from userswap.types cimport PAGE_BYTES, PAGE_SHIFT
 
 
@@ -60,6 +61,7 @@ cdef void _note_taken(Engine *engine, Mm *mm, uint64_t start, uint64_t end) noex
 
 cdef void _forget_part(Engine *engine, Mm *mm, uint64_t page, uint64_t count) noexcept nogil:
     forks_departing(engine, mm, page, count)
+    trace_span(engine.trace, TRACE_GIVEN_BACK, mm.id, page, count)
     add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, page, count))
     ranges_remove(&mm.ranges, page, page + count)
     ranges_remove(&mm.wiped, page, page + count)
@@ -86,6 +88,8 @@ cdef void _moved(Engine *engine, Mm *mm, uint64_t start, uint64_t to_page, uint6
         _note_taken(engine, mm, to_page, to_page + count)
         forks_departing(engine, mm, start, count)
         forks_departing(engine, mm, to_page, count)
+        trace_span(engine.trace, TRACE_MOVED, mm.id, start, count)
+        trace_span(engine.trace, TRACE_MOVED_TO, mm.id, to_page, count)
         store_u32(&mm.event_step, 1)
     if mm.event_step == 1:
         mm_move(engine, mm, start, to_page, count)
@@ -109,6 +113,7 @@ cdef void event_apply(Engine *engine, Mm *mm) noexcept nogil:
     cdef uint64_t start = message.arg.remove.start >> PAGE_SHIFT
     cdef uint64_t end = message.arg.remove.end >> PAGE_SHIFT
     if message.event == UFFD_EVENT_REMOVE:
+        trace_span(engine.trace, TRACE_GIVEN_BACK, mm.id, start, end - start)
         add_i64(&engine.counters.pages_discarded, mm_forget(engine, mm, start, end - start))
         mm_removed(mm, start, end - start)
     elif message.event == UFFD_EVENT_UNMAP:

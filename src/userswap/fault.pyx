@@ -113,7 +113,8 @@ cdef bint _may_overdraw(Engine *engine, Mm *mm, uint32_t thread) noexcept nogil:
     that is being entered. (Amid a system call a thread cannot be stopped before its fault is served.)"""
     if mm.unsharing:
         return thread == mm.helper.mailbox.pid
-    return engine.entering and not mm.entered
+    return engine.entering and not mm.entered and (
+        engine.entering_of == 0 or mm.parent == 0 or mm.parent == engine.entering_of)
 
 
 cdef bint _is_deferred(Engine *engine, uint32_t mm_id, uffd_msg *message) noexcept nogil:

@@ -50,6 +50,7 @@ from userswap.system cimport (
     sys_uffd_wake,
 )
 from userswap.tier cimport tier_fault
+from userswap.trace cimport TRACE_FILLED, trace_fault
 from userswap.types cimport (
     AGE_FRESH,
     AGE_READAHEAD,
@@ -467,6 +468,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     if result == 0:
         if not _put_in_place(worker, mm, &fill):
             sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
+        trace_fault(engine.trace, TRACE_FILLED, mm.id, page, fill.start, fill.count)
         add_i64(&engine.counters.faults, 1)
         add_i64(&engine.counters.pages_readahead, fill.count - 1)
         if fill.area_reads == 0:

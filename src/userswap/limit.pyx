@@ -11,7 +11,7 @@ maps anew and touches until the monitor has seen it, a millisecond or two later.
 limit is for that; the one from low to high lets the evictor work ahead of need.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from userswap.log cimport log_is_writing
 from userswap.mm cimport engine_stop
@@ -28,13 +28,13 @@ from userswap.system cimport (
     sys_signal_eventfd,
     sys_since_us,
 )
+from userswap.trace cimport TRACE_LIMIT, trace_span
 from userswap.types cimport BLOCK_PAGES
 
 cdef enum:
     SURGE_TICKS = 256       # looks after which the distance shrinks by a sixteenth
     BURST_PAGES = 2048      # what a few processes write after a fork, before they are looked at
     LATE_PAGES = 4096       # what may be touched while the sampler waits for its turn on a CPU
-    STUCK_US = 20000000     # faults that wait for so long without any eviction will wait for ever
 
 
 cdef void limit_set(Engine *engine, int64_t pages) noexcept nogil:
@@ -50,6 +50,7 @@ cdef void limit_change(Engine *engine, int64_t pages) noexcept nogil:
     engine.limit = pages
     _set_marks(engine, min(engine.surge, pages // 8))
     pthread_mutex_unlock(&engine.limit_lock)
+    trace_span(engine.trace, TRACE_LIMIT, 0, <uint64_t>pages, 1)
     sys_futex_advance(&engine.evict_wanted)
     sys_signal_eventfd(engine.room_event)
 
@@ -164,7 +165,7 @@ cdef void room_check_stuck(Engine *engine) noexcept nogil:
         engine.waited_since = 0
     elif engine.waited_since == 0:
         engine.waited_since = sys_now_us()
-    elif min(sys_since_us(engine.waited_since), sys_since_us(engine.progress_at)) > STUCK_US:
+    elif min(sys_since_us(engine.waited_since), sys_since_us(engine.progress_at)) > engine.stuck_us:
         engine_stop(engine, b"the memory in use cannot be brought under the limit: MiB that cannot be evicted",
                     load_i64(&engine.resident) >> 8)
 

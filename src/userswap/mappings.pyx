@@ -65,6 +65,7 @@ from userswap.system cimport (
     sys_uffd_settled,
     sys_waiting_call,
 )
+from userswap.trace cimport TRACE_FOUND, trace_span
 from userswap.types cimport AGE_READAHEAD, PAGE_BYTES, PAGE_SHIFT, is_swapped, present_value
 
 cdef enum:
@@ -115,6 +116,7 @@ cdef void _mark_region(Engine *engine, Mm *mm, page_region *region) noexcept nog
     cdef uint32_t value = present_value(AGE_READAHEAD, 0)
     if region.categories & PAGE_IS_PFNZERO and not region.categories & PAGE_IS_WRITTEN:
         value = present_value(AGE_READAHEAD, engine.zero_offset)
+    trace_span(engine.trace, TRACE_FOUND, mm.id, region.start >> PAGE_SHIFT, (region.end - region.start) >> PAGE_SHIFT)
     for page in range(region.start >> PAGE_SHIFT, region.end >> PAGE_SHIFT):
         if table_get(mm.table, page) != 0:
             continue

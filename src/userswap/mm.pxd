@@ -16,6 +16,7 @@ from userswap.readahead cimport Streams
 from userswap.space cimport Space
 from userswap.system cimport pthread_mutex_t, pthread_t, sys_reads, uffd_msg
 from userswap.processes cimport Tree
+from userswap.trace cimport Trace
 from userswap.types cimport offset_of
 
 cdef enum:
@@ -140,6 +141,7 @@ cdef struct Entry:          # the process that is being entered: asked for by th
     uint32_t asked          # futex
     pid_t pid               # 0: none
     pid_t parent
+    bint again              # it has been tried before
     bint early              # memory is not short yet
     bint done
     int result              # 0 or -errno
@@ -219,10 +221,12 @@ cdef struct Engine:
     pthread_mutex_t returns_lock
     Returns returns
     bint drops_behind       # what streams leave behind may go first
+    Trace *trace            # or NULL
     uint32_t trailing       # the mm whose streams have left something behind last
     uint32_t stamp_shift    # pages of the eviction clock to its 12-bit stamp
     uint64_t waited_since   # us: when the monitor first saw faults wait, 0 if none does
     uint64_t progress_at    # us: when something was last evicted
+    uint64_t stuck_us       # faults that wait for so long without any eviction will wait for ever
     pthread_t evictor
     pthread_t writer
     pthread_t fetcher
@@ -264,7 +268,8 @@ cdef struct Engine:
     bint finish_leaves      # ... and then that is to be left
     bint evictor_over       # the writer may end
     bint cancelled          # an eviction ended early, as the run ends: its entries stay CACHED
-    bint entering           # a process is being entered
+    bint entering           # a process is being entered,
+    pid_t entering_of       # ... a child of this one, as far as is known; 0: of anybody
     bint prepared           # the log has its memory
     Entry entry
     bint ksm                # the kernel merges pages, which takes our write protection from them

@@ -38,6 +38,7 @@ from userswap.system cimport (
     sys_signal_eventfd,
     sys_uffd_settled,
 )
+from userswap.trace cimport TRACE_ENDED, trace_span
 from userswap.watch cimport watch_begin, watch_end
 from userswap.types cimport AGE_FRESH, is_busy, is_present, offset_of, present_value
 
@@ -184,6 +185,7 @@ cdef void mm_end(Engine *engine, Mm *mm) noexcept nogil:
     pthread_mutex_lock(&mm.lock)
     mm.dead = True
     sys_crash_point(b"mm-dead")
+    trace_span(engine.trace, TRACE_ENDED, mm.id, 0, 1)
     mm_forget(engine, mm, 0, <uint64_t>1 << WHOLE_TABLE_BITS)
     mm_settled(engine, mm)
     pthread_mutex_unlock(&mm.lock)

@@ -40,6 +40,7 @@ from userswap.system cimport (
     sys_since_us,
     sys_uffd_alive,
 )
+from userswap.trace cimport trace_look
 from userswap.watch cimport watch_look
 from userswap.processes cimport (
     Process,
@@ -169,6 +170,7 @@ cdef void _look(Engine *engine) noexcept nogil:
     tree_end_look(&engine.tree)
     _look_at_mms(engine, near)
     room_check_stuck(engine)
+    trace_look(engine.trace)
     if engine.checking and engine.tree.ticks % CHECK_EVERY == 0:
         check_running(engine)
 

@@ -73,7 +73,8 @@ cdef struct Tree:
     char last_pid[64]
     uint64_t ticks          # looks so far, from 1
     uint64_t shared_next    # when what is shared is to be measured again, us
-    bint shared_due         # ... at once
+    bint shared_due         # ... at once,
+    uint64_t shared_soonest     # ... but not before this
     uint64_t small_next     # when some of the small ones are to be measured, us
     uint32_t small_at       # the place in `look` from which on
     int64_t copied          # Engine.copied when it was measured

@@ -358,7 +358,6 @@ cdef void tree_find(Tree *tree) noexcept nogil:
         strncpy(tree.last_pid, strrchr(text, c' '), 63)
     for at in range(tree.all.count):
         tree.all.items[at].marked = False
-    tree.shared_due = True
     _walk(tree, tree.root, text)
     at = 0
     while at < tree.all.count:      # _walk appends
@@ -405,12 +404,13 @@ cdef int64_t _pages(Tree *tree, int64_t copied) noexcept nogil:
 
 cdef void _sample(Tree *tree, Process *process, uint64_t now) noexcept nogil:
     """Looks at a process. Marks it when it is gone."""
+    cdef bint counts = process.fresh or process.shared > 0      # so do its relatives now
     process.anonymous = anonymous_pages(process.statm, &process.mapped, &process.untouched)
     if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
         process.anonymous = 0
         process.shared = 0
+        tree.shared_due = tree.shared_due or (counts and not process.gone)
         process.gone = True
-        tree.shared_due = True
     elif now - process.found_at < SHARED_EVERY_US and process.anonymous - process.measured > SHARED_WORTH:
         tree.shared_due = True      # the page tables of a fork are being copied
 
@@ -526,7 +526,8 @@ cdef uint32_t _count_worth(Tree *tree) noexcept nogil:
 
 cdef bint tree_is_due(Tree *tree) noexcept nogil:
     """Whether tree_measure_shared is."""
-    return tree.shared_due or sys_now_us() >= tree.shared_next
+    cdef uint64_t now = sys_now_us()
+    return now >= tree.shared_next or (tree.shared_due and now >= tree.shared_soonest)
 
 
 cdef void _take_measures(Tree *tree, int64_t copied) noexcept nogil:
@@ -575,7 +576,8 @@ cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept
 
     Each page that one of them writes to is a new one, of which neither process' own count tells, and Engine.copied
     only where it is told of. The kernel walks their page tables for it, some milliseconds a gigabyte: as often as
-    takes a fifth of the time, or, while there is room for some pages more, a twentieth at most."""
+    takes a fifth of the time, or, while there is room for some pages more, a twentieth at most; where processes come
+    and go all the time, a third."""
     cdef uint32_t at
     cdef uint64_t now = sys_now_us()
     cdef uint64_t taken
@@ -597,4 +599,5 @@ cdef void tree_measure_shared(Tree *tree, int64_t copied, int64_t room) noexcept
     if room > 0:
         tree.shared_next = now + max(20 * taken, <uint64_t>(room * 1000 // TOUCH_PAGES_A_MS))
     elif any:
-        tree.shared_next = now + min(max(5 * taken, <uint64_t>SHARED_LEAST_US), <uint64_t>SHARED_EVERY_US)
+        tree.shared_next = now + max(min(5 * taken, <uint64_t>SHARED_EVERY_US), <uint64_t>SHARED_LEAST_US, 3 * taken)
+    tree.shared_soonest = now + 3 * taken

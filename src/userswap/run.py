@@ -3,7 +3,7 @@
 
 import os
 
-from userswap import areas, doctor, front, keeper, launch, libc, statistics
+from userswap import areas, doctor, front, keeper, launch, libc, statistics, traces
 from userswap.channel import Channel, channel_pair
 from userswap.engine_process import Options
 from userswap.errors import EXIT_OWN_ERROR
@@ -13,7 +13,7 @@ from userswap.ram import parse_ram
 class Request:
     """A command line of `run`, as typed."""
 
-    __slots__ = ("command", "encrypt", "entry_bits", "quiet", "ram", "stats", "swap")
+    __slots__ = ("command", "encrypt", "entry_bits", "policy", "quiet", "ram", "stats", "swap", "trace")
 
     def __init__(
         self,
@@ -23,6 +23,8 @@ class Request:
         quiet: bool,
         entry_bits: int,
         encrypt: bool,
+        policy: str,
+        trace: str | None,
         command: list[str],
     ) -> None:
         self.ram = ram
@@ -31,6 +33,8 @@ class Request:
         self.quiet = quiet
         self.entry_bits = entry_bits
         self.encrypt = encrypt
+        self.policy = policy
+        self.trace = trace
         self.command = command
 
 
@@ -43,8 +47,11 @@ def run(request: Request) -> int:
     ram_limit_bytes = parse_ram(request.ram)
     stats_path = None if request.stats is None else statistics.check_writable(request.stats)
     opened = areas.open_areas(request.swap)
+    trace = traces.create(request.trace, opened)
     libc.become_subreaper()
     options = Options(ram_limit_bytes, stats_path, request.quiet, request.entry_bits, request.encrypt)
+    options.policy = request.policy
+    options.trace = trace
     options.catches = not doctor.forks_are_told()
     front_end, keeper_end = channel_pair()
     pid = keeper.fork_keeper(opened)

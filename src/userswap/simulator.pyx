@@ -87,6 +87,16 @@ cdef class Memory:
         if not enough:
             raise MemoryError
 
+    def give_back(self, uint64_t page, uint64_t count):
+        """So many pages from `page` on are nobody's any more: of those that are used again it is the first time."""
+        cdef uint64_t at
+        cdef uint32_t value
+        for at in range(page, page + count):
+            value = table_get(self.mm.table, at)
+            if value != 0:
+                self.resident -= is_present(value)
+                table_set(self.mm.table, at, 0)
+
 
 cdef bint _touch(Memory memory, uint64_t page) noexcept nogil:
     """False without memory."""

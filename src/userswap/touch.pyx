@@ -22,6 +22,7 @@ from userswap.system cimport (
     sys_uffd_unprotect,
     sys_uffd_wake,
 )
+from userswap.trace cimport TRACE_TOUCHED, TRACE_WRITTEN, trace_fault
 from userswap.types cimport (
     AGE_FRESH,
     AGE_READAHEAD,
@@ -55,7 +56,8 @@ cdef void _trim_untouched(Mm *mm, uint64_t page, Window *window) noexcept nogil:
     window.count = <uint32_t>(high - low)
 
 
-cdef void _mark_touched(Engine *engine, Mm *mm, uint64_t page, uint64_t count, uint32_t age) noexcept nogil:
+cdef void _mark_touched(Engine *engine, Mm *mm, uint64_t fault, uint64_t page, uint64_t count,
+                        uint32_t age) noexcept nogil:
     cdef uint64_t at
     for at in range(page, page + count):
         if table_set(mm.table, at, present_value(age, 0)) != 0:
@@ -64,6 +66,8 @@ cdef void _mark_touched(Engine *engine, Mm *mm, uint64_t page, uint64_t count, u
     if count > 0 and ranges_end(&mm.ranges, page) == page + 1:
         ranges_add(&mm.ranges, page, page + count)       # a mapping that grew where it was
     mm.present += <int64_t>count
+    trace_fault(engine.trace, TRACE_TOUCHED, mm.id, fault if page <= fault < page + count else page, page,
+                <uint32_t>count)
     room_take(engine, <int64_t>count)
     add_i64(&engine.counters.pages_first_touched, <int64_t>count)
 
@@ -88,7 +92,7 @@ cdef int touch_page(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
         window.count = 1
         done = sys_uffd_copy(mm.uffd, page << PAGE_SHIFT, engine.zeros, PAGE_BYTES, False, &error) >> PAGE_SHIFT
     sys_crash_point(b"touch-copied")
-    _mark_touched(engine, mm, window.start, done, AGE_READAHEAD if window.count >= STREAMING else AGE_FRESH)
+    _mark_touched(engine, mm, page, window.start, done, AGE_READAHEAD if window.count >= STREAMING else AGE_FRESH)
     window.count = <uint32_t>max(done, <uint64_t>1)
     readahead_done(&mm.touches, &window)
     if window.start <= page < window.start + done:
@@ -96,7 +100,7 @@ cdef int touch_page(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
     if error == -EAGAIN:
         return -EAGAIN
     if error == -EEXIST:
-        _mark_touched(engine, mm, page, 1, AGE_FRESH)
+        _mark_touched(engine, mm, page, page, 1, AGE_FRESH)
     elif error != -ENOENT and error != -ESRCH and error != 0:
         engine_stop(engine, b"fresh memory could not be handed out", error)
     sys_uffd_wake(mm.uffd, page << PAGE_SHIFT, PAGE_BYTES)
@@ -175,6 +179,7 @@ cdef int touch_unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
     window.start = low
     window.count = <uint32_t>(high - low)
     readahead_done(&mm.unprotects, &window)
+    trace_fault(worker.engine.trace, TRACE_WRITTEN, mm.id, page, low, window.count)
     result = sys_uffd_unprotect(mm.uffd, low << PAGE_SHIFT, (high - low) << PAGE_SHIFT)
     if result == -ENOENT and high - low > 1:
         result = sys_uffd_unprotect(mm.uffd, page << PAGE_SHIFT, PAGE_BYTES)
