@@ -179,7 +179,6 @@ def test_lru_is_lru(tmp_path: Path) -> None:
     (document,) = json.loads(simulate("--json", "--policy", "lru", "--ram", "1M", "--ram", "2M", file))
     assert document["uses"] == len(uses.pages) == sum(record[4] for record in records if record[0] == FILLED)
     assert len(uses.removed) > 10
-    found = misses(document, "lru")
     assert misses(document, "lru") == {pages: lru_misses(uses, pages) for pages in (256, 512)}
 
 
