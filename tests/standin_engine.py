@@ -27,6 +27,8 @@ class Engine:
         entry_bits: int = 64,
         left: tuple[int, int, Sequence[tuple[int, int, int]]] | None = None,
         encrypt: bool = False,
+        drops_behind: bool = False,
+        trace: int = -1,
     ) -> None:
         self._mode = os.environ.get("USERSWAP_STANDIN", "")
         self._trigger = os.environ.get("USERSWAP_TRIGGER", "")
@@ -52,6 +54,9 @@ class Engine:
 
     def open_files(self) -> set[int]:
         return {self._event, *self._areas}
+
+    def flush_trace(self) -> None:
+        pass
 
     def area_files(self) -> dict[int, int]:
         return {fd: number for number, fd in enumerate(self._areas)}

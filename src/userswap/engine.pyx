@@ -97,7 +97,8 @@ from userswap.system cimport (
 from userswap.trace cimport TRACE_LIMIT, trace_flush, trace_make, trace_span
 from userswap.types cimport BLOCK_BYTES, CACHED, COUNT_EVER, FILLED, PAGE_SHIFT, entry_make
 
-STUCK_SECONDS = 20
+cdef enum:
+    STUCK_SECONDS = 20
 
 
 class EngineError(Exception):
