@@ -1,12 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What streams leave behind: that it goes first where that saves misses, and does not where it costs any."""
 
+import sys
+
 import numpy as np
 import pytest
 from bench.reclaim import PAGES, Trace, hot_and_scan, in_turn, touched, up
 
 from support import MIB, Programs, Runner
 from test_torture import BURSTS
+
+BESIDE = """
+import subprocess, sys, numpy
+words = numpy.arange(96 << 17)
+for _ in range(6):
+    words.sum()
+del words
+idle = "import numpy, sys; x = numpy.arange(40 << 17); print(flush=True); sys.stdin.read(); assert x[5] == 5"
+idle = subprocess.Popen([sys.executable, "-c", idle], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+idle.stdout.readline()
+words = numpy.arange(30 << 17)
+for _ in range(60):
+    assert words.sum() == len(words) * (len(words) - 1) // 2
+idle.stdin.close()
+assert idle.wait() == 0
+print("ok")
+"""
 
 
 def brought(trace: Trace, *, behind: bool) -> int:
@@ -89,3 +108,14 @@ def test_torture_with_what_streams_leave_behind(userswap: Runner, programs: Prog
     )
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.stats["pages_evicted"] > 10_000, run.describe()
+
+
+def test_memory_of_another_process_that_is_not_wanted_goes(userswap: Runner) -> None:
+    """Though streams go over more than there is beside it, of which what is behind would go first."""
+    brought = {}
+    for policy in ("ages", "behind"):
+        options = ["--quiet", "--policy", policy]
+        run = userswap([sys.executable, "-c", BESIDE], 64 * MIB, timeout=120, options=options)
+        assert run.stdout == b"ok\n", run.describe()
+        brought[policy] = run.stats["pages_in"]
+    assert brought["behind"] < 0.95 * brought["ages"], brought

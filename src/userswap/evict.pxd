@@ -17,6 +17,7 @@ cdef struct Evictor:
     Engine *engine
     uint8_t *pages          # what was read from staging
     uint32_t position       # of the clock, in Engine.mms
+    bint behind             # the next batch is to be of what streams have left behind
     uint32_t phase
     uint32_t mm_id          # whose pages the batch has
     Batch batch

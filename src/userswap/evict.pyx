@@ -252,23 +252,17 @@ cdef void _count_copied(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
 
 # ---- a batch
 
-cdef bint _choose(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
+cdef bint _choose(Mm *mm, Batch *batch, bint behind) noexcept nogil:
     """False when the hand reached the end of the table and starts anew."""
-    cdef uint32_t kind
-    if not engine.drops_behind:
+    if not behind:
         return batch_choose(mm, batch)
-    pthread_mutex_lock(&engine.returns_lock)
-    kind = returns_next_kind(&engine.returns, engine.evict_clock, engine.limit)
-    pthread_mutex_unlock(&engine.returns_lock)
-    if kind == AS_BEHIND:
-        batch_choose_behind(mm, batch)
-        if batch.pages > 0:
-            return True
-    return batch_choose(mm, batch)
+    batch_choose_behind(mm, batch)
+    return True
 
 
-cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
-    """Evicts some pages of an mm, its helper_lock held. False when it can give none now."""
+cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint behind, bint *wrapped) noexcept nogil:
+    """Evicts some pages of an mm, of what its streams have left behind or from the hand on, its helper_lock held. False
+    when it can give none now."""
     cdef Engine *engine = evictor.engine
     cdef Batch *batch = &evictor.batch
     cdef int result = 0
@@ -280,7 +274,7 @@ cdef bint _evict_batch(Evictor *evictor, Mm *mm, bint *wrapped) noexcept nogil:
         pthread_mutex_unlock(&mm.lock)
         wrapped[0] = True
         return False
-    wrapped[0] = not _choose(engine, mm, batch)
+    wrapped[0] = not _choose(mm, batch, behind)
     batch.staging = mm.helper.staging + mm.staging_used
     batch.moved = 0
     if batch.pages > 0:
@@ -322,17 +316,47 @@ cdef bint _can_evict(Mm *mm) noexcept nogil:
     return _can_drop(mm) and not mm.leaving and not mm.detaching
 
 
+cdef Mm *_trailing(Engine *engine) noexcept nogil:
+    """The mm whose streams have left something behind last, with a reference for the caller; NULL if nothing of it is
+    left."""
+    cdef Mm *mm = mm_get(engine, load_u32(&engine.trailing))
+    if mm != NULL and not trail_any(&mm.trail):
+        mm_put(engine, mm)
+        return NULL
+    return mm
+
+
+cdef bint _next_is_behind(Engine *engine) noexcept nogil:
+    """Whether the next batch is to be of what streams have left behind, and there is something."""
+    cdef uint32_t kind
+    cdef Mm *mm
+    if not engine.drops_behind:
+        return False
+    pthread_mutex_lock(&engine.returns_lock)
+    kind = returns_next_kind(&engine.returns, engine.evict_clock, engine.limit)
+    pthread_mutex_unlock(&engine.returns_lock)
+    if kind != AS_BEHIND:
+        return False
+    mm = _trailing(engine)
+    if mm != NULL:
+        mm_put(engine, mm)
+    return mm != NULL
+
+
 cdef bint _evict_from(Evictor *evictor, Mm *mm, bint behind, bint *wrapped) noexcept nogil:
     """Evicts from one address space while that is wanted, until the hand has gone round, or with `behind` until nothing
-    is left that streams have left. True if anything was evicted."""
+    is left that streams have left; or until the next batch is to be of the other kind. True if anything was evicted."""
     cdef Engine *engine = evictor.engine
     cdef bint any = False
     wrapped[0] = False
+    evictor.behind = behind
     pthread_mutex_lock(&mm.helper_lock)
-    while not wrapped[0] and _can_evict(mm) and _wanted(engine) and (not behind or trail_any(&mm.trail)):
+    while (not wrapped[0] and evictor.behind == behind and _can_evict(mm) and _wanted(engine)
+            and (not behind or trail_any(&mm.trail))):
         writeback_make_room(engine)
-        if _wanted(engine) and _evict_batch(evictor, mm, wrapped):
+        if _wanted(engine) and _evict_batch(evictor, mm, behind, wrapped):
             any = True
+        evictor.behind = _next_is_behind(engine)
     if _can_drop(mm):
         _drop(engine, mm)
     pthread_mutex_unlock(&mm.helper_lock)
@@ -340,14 +364,11 @@ cdef bint _evict_from(Evictor *evictor, Mm *mm, bint behind, bint *wrapped) noex
 
 
 cdef bint _evict_behind(Evictor *evictor) noexcept nogil:
-    """What streams have left behind last, where that goes first. True if anything was evicted."""
+    """What streams have left behind last. True if anything was evicted."""
     cdef Engine *engine = evictor.engine
-    cdef Mm *mm
+    cdef Mm *mm = _trailing(engine)
     cdef bint wrapped
     cdef bint any
-    if not engine.returns.behind:
-        return False
-    mm = mm_get(engine, load_u32(&engine.trailing))
     if mm == NULL:
         return False
     any = _evict_from(evictor, mm, True, &wrapped)
@@ -356,7 +377,9 @@ cdef bint _evict_behind(Evictor *evictor) noexcept nogil:
 
 
 cdef bint _evict_round(Evictor *evictor) noexcept nogil:
-    """Goes over the address spaces once, from where the clock stands, while eviction is wanted.
+    """Goes over the address spaces once, from where the clock stands, while eviction is wanted; what streams have left
+    behind goes first where the next batch is to be of that. The hand's batches in between go on from address space to
+    address space as ever, so that what is learnt of them is true of all memory.
 
     True if anything was evicted."""
     cdef Engine *engine = evictor.engine
@@ -364,7 +387,7 @@ cdef bint _evict_round(Evictor *evictor) noexcept nogil:
     cdef bint wrapped
     cdef bint any = False
     while _wanted(engine):
-        if _evict_behind(evictor):
+        if evictor.behind and _evict_behind(evictor):
             any = True
             continue
         mm = mm_next(engine, &evictor.position)
