@@ -85,7 +85,7 @@ def traces() -> Iterator[tuple[str, Trace]]:
 
 def touched(trace: Trace, *, behind: bool) -> Memory:
     """The memory after all of the trace."""
-    memory = Memory(PAGES, behind=behind)
+    memory = Memory(PAGES, behind=behind, window=512)
     memory.touch(np.ascontiguousarray(trace))
     return memory
 

@@ -28,6 +28,7 @@ from userswap.traces import (
     LIMIT,
     MAGIC,
     PAGE_BITS,
+    RECORD,
     TOUCHED,
     WRITTEN,
     Trace,
@@ -56,8 +57,7 @@ def simulate(*words: str, status: int = 0) -> str:
 
 def record(path: Path, *records: tuple[int, int, int, int, int]) -> str:
     """A trace of these: kind, page, address space, pages before, pages."""
-    kinds = np.dtype([("what", "<u8"), ("ticks", "<u4"), ("before", "<u2"), ("count", "<u2")])
-    rows = np.zeros(len(records), kinds)
+    rows = np.zeros(len(records), RECORD)
     for row, (kind, page, space, before, count) in zip(rows, records, strict=True):
         row["what"] = kind | page << KIND_BITS | space << (KIND_BITS + PAGE_BITS)
         row["before"] = before

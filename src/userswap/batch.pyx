@@ -321,7 +321,6 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     pthread_mutex_lock(&engine.space.lock)
     for number in range(batch.run_count):
         run = &batch.runs[number]
-        trace_span(engine.trace, TRACE_EVICTED, mm.id, run.page, run.moved)
         for at in range(run.count):
             place = run.first + at
             if at < run.moved:
@@ -334,6 +333,8 @@ cdef void batch_mark(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
             elif batch.dirty[place]:
                 space_free(&engine.space, batch.offsets[place])
     pthread_mutex_unlock(&engine.space.lock)
+    for number in range(batch.run_count):
+        trace_span(engine.trace, TRACE_EVICTED, mm.id, batch.runs[number].page, batch.runs[number].moved)
     mm.present -= batch.moved
     mm.swapped += batch.moved
     mm.staging_pages += batch.moved - zeros     # the shared zero page is no memory of anybody

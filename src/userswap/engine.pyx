@@ -64,7 +64,7 @@ from userswap.processes cimport (
     tree_measure_own,
     tree_remove_own,
 )
-from userswap.readahead cimport WINDOW_MAX
+from userswap.readahead cimport readahead_most
 from userswap.reclaim cimport reclaim_stamp_shift
 from userswap.sampler cimport sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
@@ -182,7 +182,7 @@ cdef class Engine:
             if engine.trace == NULL:
                 raise EngineError("no memory for the trace")
             trace_span(engine.trace, TRACE_LIMIT, 0, pages, 1)
-        engine.window_most = _clamp(pages >> 7, 32, WINDOW_MAX)
+        engine.window_most = readahead_most(pages)
         pthread_mutex_init(&engine.table_lock, NULL)
         pthread_mutex_init(&engine.reason_lock, NULL)
         pthread_mutex_init(&engine.desk_lock, NULL)

@@ -14,7 +14,7 @@ from userswap.inject cimport (
     Helper, USERSWAP_HELPER_MAILBOX, USERSWAP_HELPER_UFFD, USERSWAP_MAILBOX_MAGIC, USERSWAP_MAILBOX_SIZE,
     helper_take, userswap_mailbox,
 )
-from userswap.system cimport PRIORITY_FAULT, PRIORITY_TRACEE, sys_open_proc, sys_prefer, sys_read_small
+from userswap.system cimport PRIORITY_FAULT, PRIORITY_TRACEE, sys_open_proc, sys_prefer, sys_random, sys_read_small
 from userswap.tracee cimport (
     PAGE, STEP_LIMIT_MS, Tracee, await_stop, read_memory, remote_call, set_options, user_regs_struct,
     write_memory,
@@ -30,7 +30,6 @@ cdef extern from *:
     #include <sys/stat.h>
     #include <sys/prctl.h>
     #include <sys/ptrace.h>
-    #include <sys/random.h>
     #include <sys/socket.h>
     #include <sys/un.h>
     #include <sys/syscall.h>
@@ -52,7 +51,6 @@ cdef extern from *:
     const int O_CLOEXEC, O_NONBLOCK, O_RDWR, MFD_CLOEXEC
     int open(const char *path, int flags) nogil
     int close(int fd) nogil
-    ssize_t getrandom(void *buffer, size_t length, unsigned flags) nogil
     int ioctl(int fd, unsigned long request, ...) nogil
 
     ctypedef struct iovec "struct iovec":
@@ -144,8 +142,9 @@ cdef int64_t map_apart(Tracee *child, uint64_t length) noexcept nogil:
     cdef int _
     while distance >= NEAREST:
         for _ in range(REGION_TRIES):
-            if getrandom(&drawn, sizeof(drawn), 0) < 0:
-                return -errno
+            rc = sys_random(&drawn, sizeof(drawn))
+            if rc < 0:
+                return rc
             start = (<uint64_t>USER_END - distance - drawn % distance) // HUGE_PAGE * HUGE_PAGE
             rc = map_part(child, start, length, PROT_NONE, flags | MAP_FIXED_NOREPLACE, -1)
             if rc == <int64_t>start:

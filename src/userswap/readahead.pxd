@@ -28,6 +28,7 @@ cdef struct Window:
     uint32_t left_count     # ... 0: none
     int stream
 
+cdef uint32_t readahead_most(uint64_t limit_pages) noexcept nogil
 cdef void readahead_init(Streams *streams, uint32_t most) noexcept nogil
 cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noexcept nogil
 cdef void readahead_done(Streams *streams, Window *window) noexcept nogil

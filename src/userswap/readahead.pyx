@@ -26,6 +26,11 @@ cdef uint32_t _grown(Streams *streams, uint32_t window) noexcept nogil:
     return min(window * (4 if window < 64 else 2), streams.most)
 
 
+cdef uint32_t readahead_most(uint64_t limit_pages) noexcept nogil:
+    """Pages that one fault brings at most, where there is so much memory."""
+    return <uint32_t>min(max(limit_pages >> 7, <uint64_t>32), <uint64_t>WINDOW_MAX)
+
+
 cdef void readahead_init(Streams *streams, uint32_t most) noexcept nogil:
     memset(streams, 0, sizeof(Streams))
     streams.most = min(most, <uint32_t>WINDOW_MAX)

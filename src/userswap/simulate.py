@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from userswap.errors import UserswapError, reason
 from userswap.policies import BEHIND, LRU, OPTIMUM, OTHERS, OURS
 from userswap.sizes import format_size, parse_size
+from userswap.statistics import PAGE_BYTES
 from userswap.traces import Trace, Uses
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 
 ALL = (*OURS, *OTHERS)
 PARTS = ("100%", "75%", "50%", "35%", "25%")  # of the most pages that were in use at once
-PAGE_BYTES = 4096
 LEAST_PAGES = 256
-WINDOW_SHIFT, WINDOW_LEAST, WINDOW_MOST = 7, 32, 512  # as the engine chooses it
 
 Misses = dict[tuple[str, int], dict[str, int]]  # by file and pages of memory, by policy
 
@@ -93,8 +92,7 @@ def _pages_of(ram: str, uses: Uses) -> int:
 def _ours(uses: Uses, pages: int, policy: str) -> int:
     from userswap.simulator import Memory
 
-    window = min(max(pages >> WINDOW_SHIFT, WINDOW_LEAST), WINDOW_MOST)
-    memory = Memory(pages, behind=policy == BEHIND, window=window)
+    memory = Memory(pages, behind=policy == BEHIND)
     begin = 0
     for at, first, last in uses.gone:
         memory.touch(uses.pages[begin:at])

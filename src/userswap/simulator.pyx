@@ -19,7 +19,7 @@ from userswap.behind cimport (
 )
 from userswap.mm cimport Mm
 from userswap.pagetable cimport table_free, table_get, table_make, table_set
-from userswap.readahead cimport WINDOW_MAX, Window, readahead_done, readahead_init, readahead_window
+from userswap.readahead cimport Window, readahead_done, readahead_init, readahead_most, readahead_window
 from userswap.reclaim cimport LEFT_LEAST, STAMP_LAST, STREAMING, reclaim_age, reclaim_stamp_shift
 from userswap.types cimport (
     AGE_FRESH,
@@ -35,7 +35,7 @@ cdef class Memory:
     """So many pages of memory, in one address space.
 
     pages: the memory. behind: whether what streams leave behind may go first. window: pages that one fault brings at
-    most. Raises MemoryError."""
+    most; 0: as many as the engine would. Raises MemoryError."""
     cdef Mm *mm
     cdef Batch *batch
     cdef Returns *returns
@@ -52,7 +52,7 @@ cdef class Memory:
     cdef readonly uint64_t faults           # on swapped pages
     cdef readonly uint64_t brought          # pages, by these
 
-    def __cinit__(self, uint64_t pages, bint behind=True, uint32_t window=WINDOW_MAX):
+    def __cinit__(self, uint64_t pages, bint behind=True, uint32_t window=0):
         self.mm = <Mm *>calloc(1, sizeof(Mm))
         self.batch = <Batch *>calloc(1, sizeof(Batch))
         self.returns = <Returns *>calloc(1, sizeof(Returns))
@@ -65,7 +65,7 @@ cdef class Memory:
         self.behind = behind
         self.offsets = 1                    # 0 is none
         self.stamp_shift = reclaim_stamp_shift(pages)
-        readahead_init(&self.mm.fills, window)
+        readahead_init(&self.mm.fills, window if window != 0 else readahead_most(pages))
 
     def __dealloc__(self):
         if self.mm != NULL and self.mm.table != NULL:

@@ -11,15 +11,14 @@ from userswap.errors import UserswapError, reason
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     import numpy as np
     import numpy.typing as npt
 
-    Records = np.ndarray[Any, np.dtype[np.void]]
     Pages = npt.NDArray[np.uint64]
 
 MAGIC = b"userswap trace 1"  # as long as a record
+RECORD = [("what", "<u8"), ("ticks", "<u4"), ("before", "<u2"), ("count", "<u2")]
 KIND_BITS, PAGE_BITS = 4, 36
 LIMIT, FOUND, TOUCHED, FILLED, WRITTEN, EVICTED, GIVEN_BACK, MOVED, MOVED_TO, ENDED = range(1, 11)
 BY_FAULTS = (TOUCHED, FILLED, WRITTEN)
@@ -32,16 +31,20 @@ def create(path: str | None, areas: Sequence[Area]) -> int:
     if path is None:
         return -1
     try:
-        if os.path.lexists(path) and not os.path.isfile(path):
-            raise UserswapError(f"--trace {path}: not a regular file")
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-            os.write(fd, MAGIC)
-        except OSError as error:
-            raise UserswapError(f"--trace {path}: {reason(error)}") from error
+        return _open_new(path)
     except UserswapError:
         abandon_areas(areas)
         raise
+
+
+def _open_new(path: str) -> int:
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserswapError(f"--trace {path}: not a regular file")
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        os.write(fd, MAGIC)
+    except OSError as error:
+        raise UserswapError(f"--trace {path}: {reason(error)}") from error
     return fd
 
 
@@ -54,7 +57,7 @@ class Trace:
     def __init__(self, path: str) -> None:
         import numpy as np
 
-        kinds = np.dtype([("what", "<u8"), ("ticks", "<u4"), ("before", "<u2"), ("count", "<u2")])
+        form = np.dtype(RECORD)
         try:
             with open(path, "rb") as file:
                 if file.read(len(MAGIC)) != MAGIC:
@@ -63,14 +66,15 @@ class Trace:
         except OSError as error:
             raise UserswapError(f"{path}: {reason(error)}") from error
         # An engine that was killed may have written half a record: nothing behind it is in its place.
-        records = np.frombuffer(data, kinds, len(data) // kinds.itemsize)
+        records = np.frombuffer(data, form, len(data) // form.itemsize)
         self._kind = (records["what"] & ((1 << KIND_BITS) - 1)).astype(np.uint8)
-        if len(records) * kinds.itemsize != len(data) or np.any((self._kind < LIMIT) | (self._kind > ENDED)):
+        if len(records) * form.itemsize != len(data) or np.any((self._kind < LIMIT) | (self._kind > ENDED)):
             raise UserswapError(f"{path}: damaged")
         self._page = records["what"] >> KIND_BITS & ((1 << PAGE_BITS) - 1)
         self._space = records["what"] >> (KIND_BITS + PAGE_BITS)
         self._before = records["before"].astype(np.int64)
         self._count = records["count"].astype(np.int64)
+        self._span = self._before << 16 | self._count  # pages, of what no fault tells
         self.path = path
         self.records = len(records)
         limits = self._page[self._kind == LIMIT]
@@ -78,7 +82,7 @@ class Trace:
 
     def count(self, kind: int) -> int:
         """Of how many pages it tells this; of address spaces, of how many."""
-        counts = self._count if kind in BY_FAULTS else self._span()
+        counts = self._count if kind in BY_FAULTS else self._span
         return int(counts[self._kind == kind].sum())
 
     def uses(self) -> "Uses":
@@ -87,7 +91,7 @@ class Trace:
         import numpy as np
 
         used = np.isin(self._kind, (FOUND, *BY_FAULTS))
-        count = np.where(self._kind == FOUND, self._span(), np.where(self._kind == WRITTEN, 1, self._count))
+        count = np.where(self._kind == FOUND, self._span, np.where(self._kind == WRITTEN, 1, self._count))
         before = np.where((self._kind == FOUND) | (self._kind == WRITTEN), 0, self._before)
         start = (self._space << PAGE_BITS | self._page).astype(np.int64) - before
         places = _expand(start[used], count[used], before[used])
@@ -100,16 +104,13 @@ class Trace:
             gone += [(int(ends[at]), first, last) for first, last in _parts(leaves, low, high)]
         return Uses(compact, gone)
 
-    def _span(self) -> "npt.NDArray[np.int64]":
-        return self._before << 16 | self._count
-
     def _gone(self, at: int) -> tuple[int, int]:
         """The places that a record says are empty now. What was moved is taken to be new where it is now."""
         space = int(self._space[at]) << PAGE_BITS
         if self._kind[at] == ENDED:
             return space, space + (1 << PAGE_BITS)
         start = space + int(self._page[at])
-        return start, start + (int(self._before[at]) << 16 | int(self._count[at]))
+        return start, start + int(self._span[at])
 
 
 class Uses:
