@@ -8,6 +8,7 @@ nothing (the default); `refuse` to start; `fail` once the file in USERSWAP_TRIGG
 import os
 import select
 import sys
+import threading
 import types
 from collections.abc import Sequence
 
@@ -63,7 +64,7 @@ class Engine:
 
     def watch(self) -> None:
         if self._mode == "fail":
-            self._wait_for_trigger()
+            threading.Thread(target=self._wait_for_trigger, daemon=True).start()
         if self._mode == "hold":
             self._held = [os.dup(self._event) for _ in range(2000)]
 

@@ -254,7 +254,8 @@ def start(started: list[Attachable], *command: str) -> Attachable:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What the sampler saw: bytes of anonymous memory at the peak, and every process as (pid, start time)."""
+    """What the sampler saw: bytes of anonymous memory at the peak, and every process as (pid, start time); and
+    for how long the machine's CPUs were taken from it meanwhile, when nobody can hold a limit."""
 
     peak_bytes: int
     samples: int
@@ -262,10 +263,19 @@ class Sampled:
     longest_gap: float
     at_peak: list[tuple[int, str, int]]
     seen: list[tuple[int, int]]
+    stolen_seconds: float
 
     def describe(self) -> str:
         parts = ", ".join(f"{name} {size / MIB:.1f}" for _, name, size in self.at_peak)
-        return f"{self.peak_bytes / MIB:.1f} MiB ({parts}) in {self.samples} samples"
+        return (
+            f"{self.peak_bytes / MIB:.1f} MiB ({parts}) in {self.samples} samples, "
+            f"{self.longest_gap:.3f} s the longest gap, {self.stolen_seconds:.2f} s stolen"
+        )
+
+
+def stolen_seconds() -> float:
+    """As the hypervisor tells, since the machine's start; of all CPUs."""
+    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 class Sampler:
@@ -277,6 +287,7 @@ class Sampler:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
         self._started = time.monotonic()
+        self._stolen = stolen_seconds()
 
     def stop(self) -> Sampled:
         seconds = time.monotonic() - self._started
@@ -286,6 +297,7 @@ class Sampler:
             self.kill()
             raise
         result = json.loads(out)
+        result["stolen_seconds"] = stolen_seconds() - self._stolen
         result["at_peak"] = [tuple(entry) for entry in result["at_peak"]]
         result["seen"] = [tuple(entry) for entry in result["seen"]]
         sampled = Sampled(**result)
@@ -607,7 +619,7 @@ class Verbs:
         return {area["path"].rpartition("/")[2]: area for area in self.engine()["areas"]}
 
     def sockets(self) -> list[Path]:
-        return list(self.runtime.glob("userswap/*"))
+        return list(self.runtime.glob("userswap/*.sock"))
 
 
 def rise(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> int:

@@ -23,6 +23,18 @@ def test_fast_fill_stays_under_the_limit(userswap: Runner, programs: Programs, t
     assert run.sampled.peak_bytes >= RAM * 0.7, run.describe()
 
 
+def test_a_program_is_watched_before_it_runs(userswap: Runner) -> None:
+    """Or it would have filled the memory before anybody looks. It shows the threads of its siblings."""
+    script = """
+    for children in /proc/$PPID/task/*/children; do read pids < $children
+        for pid in $pids; do for name in /proc/$pid/task/*/comm; do read word < $name; echo $word; done; done
+    done 2> /dev/null
+    """
+    for _ in range(10):
+        run = userswap(["sh", "-c", script], RAM)
+        assert {b"userswap-engine", b"sampler", b"monitor"} <= set(run.stdout.split()), run.describe()
+
+
 def test_one_call_that_fills_more_than_there_is(userswap: Runner, programs: Programs, tmp_path: Path) -> None:
     """Amid such a call nobody can be entered: it was before, as it had mapped so much."""
     command = [programs("read_large"), str(tmp_path / "data"), "384"]

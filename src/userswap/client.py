@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from userswap.areas import is_store
-from userswap.control import LONGEST_ANSWER, SUFFIX, VERSION, directory, is_private
+from userswap.control import LONGEST_ANSWER, SUFFIX, SUFFIX_BEFORE, VERSION, directory, is_private
 from userswap.errors import UserswapError, reason
 from userswap.store_process import START_SECONDS
 
@@ -27,41 +27,53 @@ ASK_EVERY_SECONDS = 0.1
 UPGRADE_SECONDS = 60.0  # for what is on its way in, and for the other version to start
 
 
+class EngineEndedError(UserswapError):
+    """While it was asked. Another one may take over."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine has ended")
+
+
+class EngineSilentError(UserswapError):
+    def __init__(self) -> None:
+        super().__init__("the engine does not answer")
+
+
 class Connection:
-    """To one engine. Raises UserswapError where it cannot be reached, or refuses."""
+    """To one engine, or to the one that takes over from it. Raises UserswapError where it cannot be reached,
+    or refuses."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._connect(path)
+        self._connect()
 
-    def _connect(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(ANSWER_SECONDS)
-        self._rest = b""
-        try:
-            self._socket.connect(path)
-        except OSError as error:
-            self._socket.close()
-            raise UserswapError(f"{path}: {reason(error)}") from error
+    def _connect(self) -> None:
+        """The engine of a takeover may not be there yet, but there is a socket."""
+        until = time.monotonic() + ANSWER_SECONDS
+        while True:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.settimeout(ANSWER_SECONDS)
+            self._rest = b""
+            try:
+                self._socket.connect(self._path)
+                break
+            except OSError as error:
+                self._socket.close()
+                is_between = isinstance(error, ConnectionRefusedError) and _keeper_lives(self._path)
+                if not is_between or time.monotonic() > until:
+                    raise UserswapError(f"{self._path}: {reason(error)}") from error
+            time.sleep(ASK_EVERY_SECONDS)
         peer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", peer)[1] not in (0, os.geteuid()):
-            raise UserswapError(f"{path}: is another user's")
+            raise UserswapError(f"{self._path}: is another user's")
 
     def close(self) -> None:
         self._socket.close()
 
     def again(self) -> None:
-        """To the next engine of the same programs, which may not be there yet."""
+        """To the next engine of the same programs."""
         self._socket.close()
-        until = time.monotonic() + ANSWER_SECONDS
-        while True:
-            try:
-                self._connect(self._path)
-                return
-            except UserswapError:
-                if not os.path.exists(self._path) or time.monotonic() > until:
-                    raise
-            time.sleep(ASK_EVERY_SECONDS)
+        self._connect()
 
     def patience(self, seconds: float) -> None:
         """How long an answer may take from now on."""
@@ -73,9 +85,9 @@ class Connection:
             self._socket.sendall(request)
             answer = json.loads(self._line())
         except TimeoutError as error:
-            raise UserswapError("the engine does not answer") from error
+            raise EngineSilentError from error
         except (OSError, ValueError) as error:
-            raise UserswapError("the engine has ended") from error
+            raise EngineEndedError from error
         if not isinstance(answer, dict) or not answer.get("ok"):
             raise UserswapError(str(answer.get("error")) if isinstance(answer, dict) else "a strange answer")
         return answer
@@ -90,6 +102,12 @@ class Connection:
         return line
 
 
+def _keeper_lives(path: str) -> bool:
+    """Whose socket it is, by its name."""
+    stem, _ = os.path.splitext(os.path.basename(path))
+    return os.path.exists(f"/proc/{stem}")
+
+
 def engines() -> dict[int, str]:
     """The sockets of this user's engines, by pid. Those of engines that were killed are removed."""
     folder = directory()
@@ -97,12 +115,13 @@ def engines() -> dict[int, str]:
     if not is_private(folder):
         return found
     for name in sorted(os.listdir(folder)):
-        stem = name.removesuffix(SUFFIX)
-        if stem == name or not stem.isdigit():
+        stem, suffix = os.path.splitext(name)
+        if suffix not in (SUFFIX, SUFFIX_BEFORE) or not stem.isdigit():
             continue
         path = os.path.join(folder, name)
-        if os.path.exists(f"/proc/{stem}"):
-            found[int(stem)] = path
+        if _keeper_lives(path):
+            if suffix == SUFFIX:
+                found[int(stem)] = path
         else:
             with suppress(OSError):
                 os.unlink(path)
@@ -127,10 +146,20 @@ def _statuses() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in engines().values():
         with suppress(UserswapError):  # it has just ended
-            connection = Connection(path)
-            found.append(connection.ask("status")["engine"])
-            connection.close()
+            found.append(_status(path))
     return found
+
+
+def _status(path: str) -> dict[str, Any]:
+    """Of the engine that takes over, if need be. Raises UserswapError where none does."""
+    connection = Connection(path)
+    while True:
+        try:
+            answer: dict[str, Any] = connection.ask("status")["engine"]
+            connection.close()
+            return answer
+        except EngineEndedError:
+            connection.again()
 
 
 def status(as_json: bool) -> int:
@@ -241,10 +270,8 @@ def _is_upgraded(connection: Connection, key: str) -> bool:
     """Raises UserswapError where it cannot be done, or the program has ended."""
     try:
         return bool(connection.ask("upgrade-state", key=key)["over"])
-    except UserswapError as error:
-        if str(error) not in ("the engine has ended", "the engine does not answer"):
-            raise
-    connection.again()
+    except (EngineEndedError, EngineSilentError):
+        connection.again()
     return False
 
 
@@ -257,9 +284,7 @@ def _follow_detach(connection: Connection, state: dict[str, Any]) -> None:
             time.sleep(ASK_EVERY_SECONDS)
             try:
                 state = connection.ask("detach-state")
-            except UserswapError as error:
-                if str(error) != "the engine has ended":  # it does, when nothing is left to serve
-                    raise
+            except EngineEndedError:  # when nothing is left to serve
                 return
     if state["note"]:
         print(f"userswap: {state['note']}", file=sys.stderr)

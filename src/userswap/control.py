@@ -32,6 +32,7 @@ LONGEST_ANSWER = 1 << 20
 MOST_CLIENTS = 16
 REFUSED_WITHIN = 0.1  # seconds in which a swapoff that cannot be done has said so
 SUFFIX = ".sock"
+SUFFIX_BEFORE = ".new"  # of one that does not listen yet
 
 LONGEST_COMMAND = 8192  # in all, of what the keeper is to become
 DETACH_MARGIN_BYTES = 8 << 20
@@ -194,10 +195,12 @@ class Control:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
         path = os.path.join(folder, f"{os.getppid()}{SUFFIX}")
+        new = path.removesuffix(SUFFIX) + SUFFIX_BEFORE
         with suppress(FileNotFoundError):
-            os.unlink(path)  # of an engine before, or one that was killed
-        listener.bind(path)
+            os.unlink(new)  # of an engine that was killed right here
+        listener.bind(new)
         listener.listen(MOST_CLIENTS)
+        os.rename(new, path)  # in the place of the engine's before: whoever waits for us always finds one
         self._path, self._listener = path, listener
         self._poller.register(listener, select.POLLIN)
 

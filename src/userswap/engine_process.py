@@ -5,7 +5,8 @@ It has a session of its own and no child. What concerns processes (starting, rea
 is the keeper's; here are the engine, its control socket and its counts. What they say to each other, in
 words:
 
-    to the keeper    ready FD FD               the program may start, or go on; the files that it lies in
+    to the keeper    ready FD FD               all is set up; the files that it lies in
+                     watching                  the program may start, or goes on
                      failed TEXT               it cannot, or not go on: TEXT is for the user
                      reported                  the summary is printed, the counts are written
                      open {key, spec}          a swap area is wanted: answered by `area` or `refused`
@@ -17,7 +18,8 @@ words:
                      upgrade {key, command}    another version is to go on
                      over                      all is put away
     from the keeper  program PID               it is about to run
-                     watch SINCE               the program runs, since when (monotonic time)
+                     watch                     it is to be watched from now on
+                     started SINCE             it runs, since when (monotonic time)
                      area {key, ...}, refused {key, why}
                      released FD               the area is closed
                      upgraded KEY [TEXT]       the last upgrade is done, or cannot be, since TEXT
@@ -36,7 +38,7 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from userswap import background, cgroups, launch, libc, statistics, tree
@@ -72,6 +74,12 @@ def entry_error(error: OSError) -> str:
     if error.errno == errno.EACCES:
         return "a sandbox forbids it"
     return reason(error)
+
+
+def _is_still(pid: int, started: int) -> bool:
+    """Whether it is the process that was started then."""
+    process = tree.look_at(pid)
+    return process is not None and process.started == started
 
 
 def _signal_all(pids: set[int], number: int) -> None:
@@ -146,7 +154,8 @@ class EngineProcess:
         self._left = left
         self._keeper = keeper
         self._keeper_pid = keeper_pid
-        self._known = left.pids if left is not None else set[int]()  # until the sampler knows them
+        self._known: dict[int, int] = {}  # until the sampler knows them: of each pid when it was started
+        self._know(left.pids if left is not None else ())
         self._areas = list(areas)
         self._options = options
         self._poller = select.poll()
@@ -319,17 +328,12 @@ class EngineProcess:
 
     def _heed(self, engine: "Engine", word: str, rest: Sequence[str]) -> None:
         if word == "program":
-            self._known = {int(rest[0])}
+            self._know([int(rest[0])])
         elif word == "watch":
+            self._watch(engine)
+            self._keeper.send("watching")
+        elif word == "started":
             self._started = float(rest[0])
-            self._watching = True
-            self._begin_attaching(engine)
-            if self._left is not None:
-                self._attaching = [pid for pid in self._attaching if not self._left.attached]
-                # Before their numbers are used again.
-                for fd in self._left.strays - engine.open_files():
-                    os.close(fd)
-            engine.watch()
             if self._control is not None:
                 self._control.listen()
         elif word == "own":
@@ -347,7 +351,7 @@ class EngineProcess:
                 self._control.upgraded(rest[0], " ".join(rest[1:]))
         elif word == "ended":
             self._ended = True
-            self._known = set()
+            self._know(one.pid for one in tree.programs(self._keeper_pid, engine.own_processes()))
             self._report(engine)
             self._keeper.send("reported")
         elif word == "let-go":
@@ -358,6 +362,16 @@ class EngineProcess:
             self._detach_all(engine)
             raise UserswapError("given up")
 
+    def _watch(self, engine: "Engine") -> None:
+        self._watching = True
+        self._begin_attaching(engine)
+        if self._left is not None:
+            self._attaching = [pid for pid in self._attaching if not self._left.attached]
+            # Before their numbers are used again.
+            for fd in self._left.strays - engine.open_files():
+                os.close(fd)
+        engine.watch()
+
     def _keeper_is_gone(self) -> bool:
         return os.getppid() != self._keeper_pid
 
@@ -366,7 +380,7 @@ class EngineProcess:
         stopped before any of it is ended: nobody's child can be told from a child of what has ended."""
         while (message := self._keeper.receive()) is not None:
             if message[0][0] == "program":
-                self._known = {int(message[0][1])}
+                self._know([int(message[0][1])])
         stopped: set[int] = set()
         while found := self._tree(engine) - stopped:
             _signal_all(found, signal.SIGSTOP)
@@ -376,10 +390,15 @@ class EngineProcess:
         self._close_control()
         os._exit(EXIT_OWN_ERROR)
 
+    def _know(self, pids: Iterable[int]) -> None:
+        found = [tree.look_at(pid) for pid in pids]
+        self._known = {one.pid: one.started for one in found if one is not None}
+
     def _tree(self, engine: "Engine | None") -> set[int]:
         """The processes that depend on us, as far as they can be found without the keeper. No helpers: who is
         amid a fork may wait for one."""
-        known = self._known | set(engine.parents() if engine is not None else ())
+        known = {pid for pid, started in self._known.items() if _is_still(pid, started)}
+        known |= set(engine.parents() if engine is not None else ())
         if not self._options.attaches:
             known |= {one.pid for root in known for one in tree.programs(root)}
         return known
@@ -390,7 +409,7 @@ class EngineProcess:
         if self._control is not None:
             text = self._control.name_areas(text)
         self._close_control()
-        if self._engine is not None and self._watching:
+        if self._engine is not None and self._started:
             self._tell_entered(self._engine)
             if not self._told:
                 self._write_stats(self._engine)

@@ -154,29 +154,36 @@ class Keeper:
         self._start_stores()
         self._leave_terminal()
         self._start_engine()
-        self._await_engine()
-        self._begin()
+        self._files = self._await_ready()
+        self._begin_to_watch()
+        self._started = time.monotonic()
+        self._send_engine(f"started {self._started}")
+        self._serve()
 
     def _run(self, command: list[str], inherited: launch.Inherited) -> None:
         libc.become_subreaper()
         self._start_stores()
         self._start_engine()
-        self._await_engine()
-        self._program, report = launch.fork_program(command, inherited, self._options.catches)
+        self._files = self._await_ready()
+        program = launch.Program(command, inherited, self._options.catches)
+        self._program = program.pid
         self._send_engine(f"program {self._program}")
         self._leave_terminal()
         inherited.detach()
-        self._listener = launch.await_exec(command[0], report)
+        self._listener = program.await_ready()
+        self._begin_to_watch()
+        self._await_engine("watching")
+        self._started = time.monotonic()
+        program.go()
         for area in self._areas:
             area.created_path = None
         self._introduce_program()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._tracer.start(self._listener)
-        self._started = time.monotonic()
-        self._send_engine(f"watch {self._started}")
+        self._send_engine(f"started {self._started}")
         self._serve()
+
+    def _begin_to_watch(self) -> None:
+        self._tracer.start(self._listener)
+        self._send_engine("watch")
 
     # ---- the engine
 
@@ -189,32 +196,42 @@ class Keeper:
             process.run(self._tracer.desk, [front, keeper, *self._stores])
         self._engine = pid
 
-    def _await_engine(self) -> None:
-        """Until it is ready. Raises UserswapError."""
+    def _await_ready(self) -> tuple[int, int]:
+        """Returns what its state lies in. Raises UserswapError."""
+        first, second = self._await_engine("ready")
+        return int(first), int(second)
+
+    def _await_engine(self, word: str) -> list[str]:
+        """Until it says this. Returns what follows. Raises UserswapError."""
         assert self._to_engine is not None
         poller = select.poll()
         pidfd = os.pidfd_open(self._engine)
         poller.register(pidfd, select.POLLIN)
         poller.register(self._to_engine, select.POLLIN)
-        message = None
-        while message is None:
-            ready = [fd for fd, _ in poller.poll()]
-            message = self._to_engine.receive()
-            if message is None and pidfd in ready:
-                status = os.waitpid(self._engine, 0)[1]
-                self._engine = 0
-                raise UserswapError(f"the engine died before it was ready ({describe(status)})")
-        os.close(pidfd)
-        if message[0][0] == "failed":
-            raise UserswapError(" ".join(message[0][1:]))
-        self._files = (int(message[0][1]), int(message[0][2]))
+        try:
+            while True:
+                ready = [fd for fd, _ in poller.poll()]
+                message = self._to_engine.receive()
+                if message is not None:
+                    said, *rest = message[0]
+                    if said == "failed":
+                        raise UserswapError(" ".join(rest))
+                    if said == word:
+                        return rest
+                    self._heed(said, " ".join(rest))
+                elif pidfd in ready:
+                    status = os.waitpid(self._engine, 0)[1]
+                    self._engine = 0
+                    raise UserswapError(f"the engine died before it was ready ({describe(status)})")
+        finally:
+            os.close(pidfd)
 
     def _replace_engine(self) -> None:
         """Another one takes over from one that died. Raises UserswapError if none can."""
         for turn in range(TRIES):
             try:
                 self._start_another_engine()
-                self._await_engine()
+                self._files = self._await_ready()
                 break
             except UserswapError:
                 if self._engine:
@@ -222,7 +239,8 @@ class Keeper:
                     self._engine = 0
                 if turn == TRIES - 1:
                     raise
-        self._send_engine(f"watch {self._started}")
+        self._send_engine("watch")
+        self._send_engine(f"started {self._started}")
         if self._upgraded is not None:
             self._send_engine("upgraded {} {}".format(*self._upgraded))
         if self._status is not None and not self._reported:

@@ -17,6 +17,8 @@ from userswap import libc
 from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
 
 _LONGEST_REPORT = 64
+_READY = b"ready"
+_GO = b"go"
 NO_PROCESS = "no more processes or threads can be made here (ulimit -u, a pids control group)"
 
 # What a process can be sent and can survive: all but the unstoppable, the C library's own, its own mistakes.
@@ -73,48 +75,52 @@ class Failure(Exception):
         self.status = status
 
 
-def fork_program(command: list[str], inherited: Inherited, catches: bool) -> tuple[int, socket.socket]:
-    """Fork and exec. With `catches` its forks wait until they are caught. Returns the pid and a socket for
-    `await_exec`."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours.close()
-            _become(command, inherited, theirs, catches)
-        finally:
-            os._exit(EXIT_OWN_ERROR)
-    theirs.close()
-    return pid, ours
+class Program:
+    """One that is about to start. Raises BlockingIOError where no process can be made."""
 
+    def __init__(self, command: list[str], inherited: Inherited, catches: bool) -> None:
+        """Forks. With `catches` its forks wait until they are caught."""
+        self._name = command[0]
+        self._report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._report.close()
+                _become(command, inherited, theirs, catches)
+            finally:
+                os._exit(EXIT_OWN_ERROR)
+        theirs.close()
 
-def await_exec(name: str, report: socket.socket) -> int:
-    """Wait until the program runs. Returns where it is told of forks that are to be caught, or -1. Raises
-    Failure if it does not run."""
-    words: list[str] = []
-    listener = -1
-    with report:
-        while True:
-            message, fds, _, _ = socket.recv_fds(report, _LONGEST_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
-            if fds:
-                listener = fds[0]
-            elif message:
-                words = message.decode().split()
-            else:
-                break
-    if not words:
-        return listener
-    if words[0] == "unwatched":
-        raise Failure(
-            f"{name}: its forks cannot be watched: {os.strerror(int(words[1]))} (see userswap doctor)",
-            EXIT_OWN_ERROR,
-        )
-    if words[0] == "traced":
-        raise Failure(f"{name}: already traced by process {words[1]}: it cannot be entered", EXIT_OWN_ERROR)
-    number = int(words[1])
-    status = EXIT_NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
-    not_found = number == errno.ENOENT and "/" not in name
-    raise Failure(f"{name}: {'command not found' if not_found else os.strerror(number)}", status)
+    def await_ready(self) -> int:
+        """Wait until it could run. Returns where it is told of forks that are to be caught, or -1. Raises
+        Failure if it could not."""
+        message, fds, _, _ = socket.recv_fds(self._report, _LONGEST_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
+        if message != _READY:
+            raise self._failure(message.decode().split())
+        return fds[0] if fds else -1
+
+    def go(self) -> None:
+        """Let it run, and wait until it does. Raises Failure if it does not."""
+        with self._report:
+            self._report.send(_GO)
+            words = self._report.recv(_LONGEST_REPORT).decode().split()
+        if words:
+            raise self._failure(words)
+
+    def _failure(self, words: list[str]) -> Failure:
+        """What it says it is, or that it has died."""
+        if not words:
+            return Failure(f"{self._name}: it was ended before it ran", EXIT_OWN_ERROR)
+        if words[0] == "unwatched":
+            why = f"its forks cannot be watched: {os.strerror(int(words[1]))} (see userswap doctor)"
+            return Failure(f"{self._name}: {why}", EXIT_OWN_ERROR)
+        if words[0] == "traced":
+            why = f"already traced by process {words[1]}: it cannot be entered"
+            return Failure(f"{self._name}: {why}", EXIT_OWN_ERROR)
+        number = int(words[1])
+        status = EXIT_NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
+        not_found = number == errno.ENOENT and "/" not in self._name
+        return Failure(f"{self._name}: {'command not found' if not_found else os.strerror(number)}", status)
 
 
 def _become(command: list[str], inherited: Inherited, report: socket.socket, catches: bool) -> None:
@@ -132,24 +138,27 @@ def _become(command: list[str], inherited: Inherited, report: socket.socket, cat
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if inherited.child_ignored:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    if catches and not _watch_forks(report):
+    listener = []
+    if catches:
+        try:
+            listener.append(_watch_forks())
+        except OSError as error:
+            report.send(f"unwatched {error.errno}".encode())
+            return
+    socket.send_fds(report, [_READY], listener)
+    for fd in listener:
+        os.close(fd)
+    if report.recv(_LONGEST_REPORT) != _GO:  # the keeper has ended
         return
     signal.pthread_sigmask(signal.SIG_SETMASK, inherited.mask)
     number = _exec([os.fsencode(word) for word in command], inherited.environment)
     report.send(f"errno {number}".encode())
 
 
-def _watch_forks(report: socket.socket) -> bool:
+def _watch_forks() -> int:
     from userswap.tracer import watch_forks
 
-    try:
-        listener = watch_forks()
-    except OSError as error:
-        report.send(f"unwatched {error.errno}".encode())
-        return False
-    socket.send_fds(report, [b"listener"], [listener])
-    os.close(listener)
-    return True
+    return watch_forks()
 
 
 def _exec(command: list[bytes], environment: dict[bytes, bytes]) -> int:

@@ -11,13 +11,14 @@ HELPER_NAME = "userswap-helper"
 
 
 class Process:
-    __slots__ = ("name", "parent", "pid", "state")
+    __slots__ = ("name", "parent", "pid", "started", "state")
 
-    def __init__(self, pid: int, name: str, state: str, parent: int) -> None:
+    def __init__(self, pid: int, name: str, state: str, parent: int, started: int) -> None:
         self.pid = pid
         self.name = name
         self.state = state
         self.parent = parent
+        self.started = started  # ticks since the machine's start: no other one of this pid has the same
 
 
 def look_at(pid: int) -> Process | None:
@@ -29,8 +30,8 @@ def look_at(pid: int) -> Process | None:
         return None
     # The name stands in parentheses and may hold any byte, parentheses too.
     before, _, after = text.rpartition(")")
-    state, parent = after.split()[:2]
-    return Process(pid, before.partition("(")[2], state, int(parent))
+    fields = after.split()
+    return Process(pid, before.partition("(")[2], fields[0], int(fields[1]), int(fields[19]))
 
 
 def descendants(root: int, without: Container[int] = ()) -> list[Process]:
