@@ -254,8 +254,8 @@ def start(started: list[Attachable], *command: str) -> Attachable:
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What the sampler saw: bytes of anonymous memory at the peak, and every process as (pid, start time); and
-    for how long the machine's CPUs were taken from it meanwhile, when nobody can hold a limit."""
+    """What the sampler saw: bytes of anonymous memory at the peak, and every process as (pid, start time);
+    and for how long the machine's CPUs were taken from it meanwhile, when nobody can hold a limit."""
 
     peak_bytes: int
     samples: int
