@@ -42,6 +42,7 @@ class Result:
     major_faults: int = 0
     bytes_out: int = 0
     bytes_in: int = 0
+    killed: int = 0  # runs before it, or up to it, that the kernel ended for lack of memory
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -106,6 +107,14 @@ class Figures:
             key=lambda result: result.round,
         )
 
+    def killed(self, workload: str, side: str, share: int) -> int:
+        """Runs that the kernel ended."""
+        return sum(
+            result.killed
+            for result in self._results
+            if (result.workload, result.side, result.share) == (workload, side, share)
+        )
+
     def seconds(self, workload: str, phase: str, side: str, share: int) -> dict[int, float]:
         """Of each round."""
         return {
@@ -163,13 +172,14 @@ def table(figures: Figures, share: int) -> str:
 
 def costs(figures: Figures, share: int) -> str:
     """Markdown: what each whole run cost beside time, medians over the rounds."""
-    head = ["workload", "side", "CPU, s", "minor faults", "major faults", "MiB out", "MiB in"]
-    lines = [row(head), row(["---", "---", *["---:"] * 5])]
+    head = ["workload", "side", "CPU, s", "minor faults", "major faults", "MiB out", "MiB in", "killed"]
+    lines = [row(head), row(["---", "---", *["---:"] * 6])]
     for workload in figures.workloads():
         for side in figures.sides():
             found = figures.of(workload, side, share)
+            killed = str(figures.killed(workload, side, share))
             if not found:
-                lines.append(row([workload, side, *["-"] * 5]))
+                lines.append(row([workload, side, *["-"] * 5, killed]))
                 continue
 
             def middle(name: str, found: list[Result] = found) -> float:
@@ -178,5 +188,5 @@ def costs(figures: Figures, share: int) -> str:
             cells = [f"{middle('cpu_seconds'):.1f}"]
             cells += [f"{middle(name):.0f}" for name in ("minor_faults", "major_faults")]
             cells += [f"{middle(name) / 2**20:.0f}" for name in ("bytes_out", "bytes_in")]
-            lines.append(row([workload, side, *cells]))
+            lines.append(row([workload, side, *cells, killed]))
     return "\n".join(lines)

@@ -6,9 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "userswap-bench-"
@@ -159,8 +158,8 @@ def zram(size: int, algorithm: str = "lz4") -> Iterator[Path]:
 
 
 def zram_memory(folder: Path) -> int:
-    """Bytes of memory that a device takes."""
-    return int((folder / "mm_stat").read_text().split()[2])
+    """Bytes of memory that a device has taken at most."""
+    return int((folder / "mm_stat").read_text().split()[4])
 
 
 @contextlib.contextmanager
@@ -180,23 +179,3 @@ def zswap(algorithm: str = "lz4") -> Iterator[None]:
     finally:
         for name in reversed(wanted):
             (settings / name).write_text(before[name])
-
-
-@contextlib.contextmanager
-def limit_less(group: Path, limit: int, taken: Callable[[], int]) -> Iterator[None]:
-    """Holds a group's limit at `limit` less what is taken elsewhere for its sake, which comes and goes."""
-    setting = _limit(group)
-    over = threading.Event()
-
-    def follow() -> None:
-        while not over.wait(0.02):
-            with contextlib.suppress(OSError):  # version 1 refuses what it cannot reclaim: again in a moment
-                setting.write_text(str(max(limit - taken(), limit // 16)))
-
-    follower = threading.Thread(target=follow)
-    follower.start()
-    try:
-        yield
-    finally:
-        over.set()
-        follower.join()

@@ -16,16 +16,19 @@ from bench import kernel
 SIDES = ("none", "swapfile", "zram", "zswap", "userswap", "userswap-file", "userswap-encrypted")
 USUAL = SIDES[:-1]
 PAGE = 4096
+UNFAIR = 0.03  # of the memory that all sides have
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a program runs: how its command becomes one under this side's swap, with what in the environment,
-    and how to ask for the bytes moved to swap and back, once it has ended."""
+    """Where a program runs: how its command becomes one under this side's swap, with what in the environment;
+    and how to ask, once it has ended, for the bytes moved to swap and back, and for those of memory that were
+    taken at most beside what is limited."""
 
     command: Callable[[list[str]], list[str]] = lambda command: command
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     moved: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    beside: Callable[[], int] = lambda: 0
 
 
 def _swapped() -> tuple[int, int]:
@@ -41,18 +44,19 @@ def _kernel(name: str, limit: int, swap: int, directory: Path, swappiness: int) 
         group = stack.enter_context(kernel.memory_cgroup(limit, swappiness))
         if name == "zram":
             device = stack.enter_context(kernel.zram(swap))
-            stack.enter_context(kernel.limit_less(group, limit, lambda: kernel.zram_memory(device)))
+            place = Place(beside=lambda: kernel.zram_memory(device))
         else:
             stack.enter_context(kernel.swap_file(directory, swap))
             if name == "zswap":
                 stack.enter_context(kernel.zswap())
+            place = Place()
         before = _swapped()
 
         def moved() -> tuple[int, int]:
             now = _swapped()
             return now[0] - before[0], now[1] - before[1]
 
-        yield Place(lambda command: kernel.enter(group, command), moved=moved)
+        yield dataclasses.replace(place, command=lambda command: kernel.enter(group, command), moved=moved)
 
 
 @contextlib.contextmanager
@@ -83,6 +87,21 @@ def side(name: str, limit: int, swap: int, directory: Path, swappiness: int = 60
     else:
         with _kernel(name, limit, swap, directory, swappiness) as place:
             yield place
+
+
+def is_fair(memory: int, taken: int) -> bool:
+    """Whether so much may be taken where `memory` is what all sides have."""
+    return abs(memory - taken) <= UNFAIR * memory
+
+
+def fair_grant(memory: int, need: int, granted: int, beside: int) -> int:
+    """The limit of a program such that with what its swap takes beside it, it has `memory` bytes in all: by
+    what was taken when it had `granted` of the `need` bytes that it wants. Not above 0 where there is none,
+    as what is swapped needs about as much memory as it frees."""
+    ratio = beside / max(need - granted, 1)
+    if ratio >= 0.99:
+        return 0
+    return int((memory - need * ratio) / (1 - ratio))
 
 
 def busy_seconds() -> float:
