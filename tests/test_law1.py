@@ -55,6 +55,7 @@ BEHAVIOURS = [
     "uring_registered",
     "odirect",
     "futex_evicted",
+    "guard_evicted",
 ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from support import MIB, Programs, Runner
 from userswap import tests_door as door
 
 GROWTH = [1, 4, 16, 64, 128, 256, 512, 512, 512]
@@ -167,3 +168,106 @@ def test_a_downward_stream_ends_at_page_0() -> None:
 @pytest.mark.parametrize("streams", [door.Streams(), door.Streams(1)], ids=["512", "1"])
 def test_the_first_fault_of_all_may_be_at_page_0(streams: door.Streams) -> None:
     assert streams.fault(0) == (0, 1, 0)
+
+
+# ---- strides
+
+STEPS = [2, 3, 16, -16, 511, 4096, -4096]
+
+
+def down(streams: door.Streams, page: int, step: int, faults: int) -> list[tuple[int, int]]:
+    """Faults each one step beyond the window before; (step, count) of each window."""
+    found = []
+    for _ in range(faults):
+        by, count, _ = streams.fault_by_step(page)
+        found.append((by, count))
+        page += count * step
+    return found
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_stride_is_believed_at_the_third_fault_and_grows(step: int) -> None:
+    windows = down(door.Streams(), 1 << 22, step, 6)
+    assert windows == [(1, 1), (1, 1), (step, 4), (step, 16), (step, 64), (step, 64)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_known_step_is_believed_at_the_second_fault(step: int) -> None:
+    streams = door.Streams()
+    down(streams, 1 << 22, step, 3)
+    assert down(streams, 1 << 30, step, 3) == [(1, 1), (step, 4), (step, 16)]
+
+
+@pytest.mark.parametrize("step", [0, 4097, -5000])
+def test_no_stride_is_as_short_or_as_long(step: int) -> None:
+    streams = door.Streams(strides=True)
+    for turn in range(20):
+        by, _, _ = streams.fault_by_step((1 << 22) + turn * step)
+        assert by == 1
+
+
+def test_no_strides_unless_they_are_looked_for() -> None:
+    assert down(door.Streams(strides=False), 1 << 22, 16, 6) == [(1, 1)] * 6
+
+
+def test_pages_of_a_stride_that_were_present_are_skipped() -> None:
+    streams = door.Streams()
+    down(streams, 1000, 16, 3)  # 1000, 1016, then four from 1032 on
+    assert streams.fault_by_step(1032 + 6 * 16)[:2] == (16, 16)
+
+
+def test_what_a_fault_of_a_stride_confirms() -> None:
+    """The window before less its fault; of one that was cut, as much as was brought."""
+    streams = door.Streams()
+    down(streams, 1000, 16, 2)
+    assert streams.fault_by_step(1032, most=3) == (16, 4, 0)
+    assert streams.fault_by_step(1032 + 3 * 16) == (16, 16, 2)
+
+
+@pytest.mark.parametrize("number", [2, 8, 16])
+def test_strides_in_turns(number: int) -> None:
+    """Of matrices that lie apart, each with a step of its own."""
+    streams = door.Streams()
+    pages = [(at + 1) << 20 for at in range(number)]
+    for turn in range(8):
+        for at in range(number):
+            by, count, _ = streams.fault_by_step(pages[at])
+            assert turn < 2 or by == 3 + at
+            pages[at] += count * (3 + at)
+
+
+def test_records_of_two_pages_are_two_strides() -> None:
+    """Each row is used from one page into the next: no window reads on beyond that."""
+    streams = door.Streams()
+    missing = [row * 16 + at for row in range(200) for at in (0, 1)]
+    brought: set[int] = set()
+    for page in missing:
+        if page not in brought:
+            by, count, _ = streams.fault_by_step(page)
+            brought |= {page + at * by for at in range(count)}
+    assert len(brought & set(missing)) == len(missing)
+    assert len(brought - set(missing)) < 150
+
+
+def test_a_scan_beside_a_stride_is_still_a_stream() -> None:
+    streams = door.Streams()
+    down(streams, 1 << 30, 16, 4)
+    assert upwards(streams, 1 << 20, len(GROWTH)) == GROWTH
+
+
+@pytest.mark.parametrize("page", [0, 1, 40, 62])
+def test_a_stride_ends_at_page_0(page: int) -> None:
+    streams = door.Streams()
+    streams.fault_by_step(page + 64)
+    streams.fault_by_step(page + 32)
+    by, count, _ = streams.fault_by_step(page)
+    assert (by, count) == (-32, page // 32 + 1)
+
+
+def test_columns_of_a_matrix_take_few_faults(userswap: Runner, programs: Programs) -> None:
+    """A program that reads them, down and up, and of two matrices in turns; little else comes in."""
+    run = userswap([programs("columns"), "128"], 64 * MIB, env={"USERSWAP_CHECK": "1"}, timeout=100)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.number("evicted") > 4096, run.describe()
+    assert run.stats["pages_in"] > 20 * run.stats["faults"], run.describe()
+    assert run.stats["pages_readahead_used"] > 0.9 * run.stats["pages_readahead"], run.describe()

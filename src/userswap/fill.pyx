@@ -27,7 +27,7 @@ from userswap.log cimport (
 from userswap.mm cimport engine_stop, entry_put, evict_stamp, mm_is_there
 from userswap.pagetable cimport table_get, table_set
 from userswap.ranges cimport ranges_hit
-from userswap.readahead cimport Window, readahead_done, readahead_window
+from userswap.readahead cimport Window, readahead_done, readahead_look_beyond, readahead_window
 from userswap.reclaim cimport LEFT_LEAST, STREAMING, reclaim_age, reclaim_distance
 from userswap.slots cimport slots_keep_copies
 from userswap.space cimport space_fill_value, space_get, space_word
@@ -89,7 +89,24 @@ cdef uint32_t fill_unguarded(Mm *mm, uint64_t start, uint64_t page, uint32_t cou
     return <uint32_t>(guard - start) if guard > page else 0
 
 
+cdef uint32_t _unguarded_steps(Mm *mm, uint64_t page, int64_t step, uint32_t count) noexcept nogil:
+    """As fill_unguarded, of pages so far apart from `page` on."""
+    cdef uint32_t at = 1
+    cdef uint64_t start
+    while at < count and mm.entered:
+        start = (page + <uint64_t>(<int64_t>at * step)) << PAGE_SHIFT
+        if sys_pagemap_guard(mm.pagemap, start, start + PAGE_BYTES) == start:
+            break
+        at += 1
+    return at if mm.entered else count
+
+
 # ---- fill: planning, with Mm.lock held
+
+cdef inline uint64_t _page_of(Fill *fill, uint32_t at) noexcept nogil:
+    """Of the fill's pages the one at this place."""
+    return fill.start + <uint64_t>(<int64_t>at * fill.step)
+
 
 cdef bint _keep_copies(Engine *engine, Mm *mm, bint write) noexcept nogil:
     """Whether the copies of what is brought in are kept while it stays clean, if where they lie allows it. A kept page
@@ -204,44 +221,58 @@ cdef uint64_t _lowest(Engine *engine, Mm *mm, uint64_t page, uint64_t low) noexc
     return at
 
 
-cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fill) noexcept nogil:
-    """Plans to bring in the page and those beside it. False when the page is just being evicted."""
-    cdef Engine *engine = worker.engine
-    cdef uint64_t low = page
-    cdef uint64_t at
-    cdef int64_t room = max(room_left(engine), <int64_t>1) if not worker.unbounded else <int64_t>window.count
-    cdef uint64_t most = min(<uint64_t>window.count, <uint64_t>room)
-    cdef uint64_t word
-    cdef uint32_t value
-    cdef bint planned = True
-    # A downward window starts where the run of swapped pages below the fault does.
-    low = _lowest(engine, mm, page, max(window.start, page + 1 - min(most, page + 1)))
-    most = min(most, window.start + window.count - low)
-    most = fill_unguarded(mm, low, page, <uint32_t>most)
-    if most == 0:
-        low = page
-        most = 1
+cdef void _begin_plan(Engine *engine, Fill *fill, uint64_t word) noexcept nogil:
+    """`word` is the entry of the page that the fault is for."""
     fill.count = 0
     fill.segments = 0
     fill.area_reads = 0
-    pthread_mutex_lock(&engine.space.lock)
-    word = space_word(&engine.space, offset_of(table_get(mm.table, page)))
-    if entry_state(word) == CACHED:
-        pthread_mutex_unlock(&engine.space.lock)
-        return False
     fill.age = AGE_FRESH
     if entry_state(word) == STORED:
         fill.pages_since = reclaim_distance(evict_stamp(engine), stored_stamp(word)) << engine.stamp_shift
         fill.age = reclaim_age(evict_stamp(engine), stored_stamp(word),
                                <uint32_t>(engine.resident >> engine.stamp_shift))
+
+
+cdef void _plan_pages(Engine *engine, Mm *mm, Fill *fill, uint32_t most) noexcept nogil:
+    """Adds pages from where the fill starts on, up to the first that cannot be taken. Space.lock is held."""
+    cdef uint64_t page
+    cdef uint32_t value
+    while fill.count < most:
+        page = _page_of(fill, fill.count)
+        value = table_get(mm.table, page)
+        if not is_swapped(value) or not _plan_page(engine, fill, fill.count, offset_of(value)):
+            break
+        table_set(mm.table, page, busy_value(offset_of(value)))
+        fill.count += 1
+
+
+cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fill) noexcept nogil:
+    """Plans to bring in the page and those beside it. False when the page is just being evicted."""
+    cdef Engine *engine = worker.engine
+    cdef int64_t room = max(room_left(engine), <int64_t>1) if not worker.unbounded else <int64_t>window.count
+    cdef uint32_t most = <uint32_t>min(<int64_t>window.count, room)
+    cdef uint64_t low = page
+    cdef uint64_t word
+    if window.step == 1:
+        # A downward window starts where the run of swapped pages below the fault does.
+        low = _lowest(engine, mm, page, max(window.start, page + 1 - min(<uint64_t>most, page + 1)))
+        most = <uint32_t>min(<uint64_t>most, window.start + window.count - low)
+        most = fill_unguarded(mm, low, page, most)
+    else:
+        most = _unguarded_steps(mm, page, window.step, most)
+    if most == 0:
+        low = page
+        most = 1
+    pthread_mutex_lock(&engine.space.lock)
+    word = space_word(&engine.space, offset_of(table_get(mm.table, page)))
+    _begin_plan(engine, fill, word)
+    fill.step = window.step
+    if entry_state(word) == CACHED:
+        pthread_mutex_unlock(&engine.space.lock)
+        return False
     while True:
         fill.start = low
-        for at in range(low, min(low + most, window.start + window.count)):
-            value = table_get(mm.table, at)
-            if not is_swapped(value) or not _plan_page(engine, fill, <uint32_t>(at - low), offset_of(value)):
-                break
-            table_set(mm.table, at, busy_value(offset_of(value)))
-            fill.count += 1
+        _plan_pages(engine, mm, fill, most)
         if low + fill.count > page or low == page:
             break
         # What lies below could not be taken up to the page itself: that alone, then.
@@ -250,12 +281,11 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
         pthread_mutex_lock(&engine.space.lock)
         low = page
         most = 1
-    planned = fill.count > 0
     pthread_mutex_unlock(&engine.space.lock)
     fill.faulted = <uint32_t>(page - fill.start)
     window.start = fill.start
     window.count = fill.count
-    return planned
+    return fill.count > 0
 
 
 cdef void _release(Worker *worker, Fill *fill) noexcept nogil:
@@ -269,15 +299,24 @@ cdef void _release(Worker *worker, Fill *fill) noexcept nogil:
             log_unpin(&engine.log, fill.segment[at].block)
 
 
+cdef void _wake(Mm *mm, Fill *fill) noexcept nogil:
+    """Whoever waits for any of the pages."""
+    cdef uint32_t at
+    if fill.step == 1 and fill.count > 0:
+        sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
+        return
+    for at in range(fill.count):
+        sys_uffd_wake(mm.uffd, _page_of(fill, at) << PAGE_SHIFT, PAGE_BYTES)
+
+
 cdef void _abandon(Worker *worker, Mm *mm, Fill *fill) noexcept nogil:
     """Undoes a plan, with Mm.lock held: what is still BUSY by us is swapped again, and those who wait for it
     are woken to fault anew."""
     cdef uint32_t at
     for at in range(fill.count):
-        if table_get(mm.table, fill.start + at) == busy_value(fill.values[at]):
-            table_set(mm.table, fill.start + at, fill.values[at])
-    if fill.count > 0:
-        sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
+        if table_get(mm.table, _page_of(fill, at)) == busy_value(fill.values[at]):
+            table_set(mm.table, _page_of(fill, at), fill.values[at])
+    _wake(mm, fill)
     _release(worker, fill)
     fill.count = 0
     fill.segments = 0
@@ -291,7 +330,7 @@ cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noe
     cdef uint32_t count = 0
     cdef uint32_t sample, at, value
     cdef uint64_t next, word
-    if window.count < STREAMING:
+    if window.count < STREAMING or window.step != 1:
         return
     pthread_mutex_lock(&engine.space.lock)
     for sample in range(SAMPLES):
@@ -318,10 +357,11 @@ cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noe
 # ---- fill: putting pages in place, with Mm.lock held
 
 cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
-    """How many pages from `first` on are still BUSY by us, and keep their copies or not, as it does."""
+    """How many pages from `first` on are still BUSY by us, and keep their copies or not, as it does; of a stride one."""
     cdef uint32_t at = first
-    while (at < fill.count and fill.keeps[at] == fill.keeps[first]
-            and table_get(mm.table, fill.start + at) == busy_value(fill.values[at])):
+    cdef uint32_t end = fill.count if fill.step == 1 else first + 1
+    while (at < end and fill.keeps[at] == fill.keeps[first]
+            and table_get(mm.table, _page_of(fill, at)) == busy_value(fill.values[at])):
         at += 1
     return at - first
 
@@ -340,11 +380,11 @@ cdef void _mark_filled(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint3
     for at in range(first, first + count):
         age = fill.age if at == fill.faulted and not streaming else AGE_READAHEAD
         if drops_behind:
-            _note_return(worker.engine, mm, fill.start + at)
+            _note_return(worker.engine, mm, _page_of(fill, at))
         if fill.keeps[at]:
-            table_set(mm.table, fill.start + at, present_value(age, fill.values[at]))
+            table_set(mm.table, _page_of(fill, at), present_value(age, fill.values[at]))
         else:
-            table_set(mm.table, fill.start + at,
+            table_set(mm.table, _page_of(fill, at),
                       present_value(age, worker.engine.hot_offset if fill.hot[at] else 0))
             entry_put(worker.engine, fill.values[at])
     mm.present += count
@@ -374,7 +414,7 @@ cdef const uint8_t *_bytes_from(Worker *worker, Fill *fill, uint32_t first, uint
 cdef uint32_t _put_run(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint32_t count,
                        int *error) noexcept nogil:
     cdef const uint8_t *data = _bytes_from(worker, fill, first, &count)
-    cdef uint32_t done = <uint32_t>(sys_uffd_copy(mm.uffd, (fill.start + first) << PAGE_SHIFT, data,
+    cdef uint32_t done = <uint32_t>(sys_uffd_copy(mm.uffd, _page_of(fill, first) << PAGE_SHIFT, data,
                                                   <uint64_t>count << PAGE_SHIFT, fill.keeps[first],
                                                   error) >> PAGE_SHIFT)
     sys_crash_point(b"fill-copied")
@@ -416,11 +456,12 @@ cdef bint _put_in_place(Worker *worker, Mm *mm, Fill *fill) noexcept nogil:
 
 cdef bint _give_up(Worker *worker, Mm *mm, Fill *fill, uint32_t at, int error) noexcept nogil:
     """A page of ours that cannot be put in place: swapped again. Always False."""
-    table_set(mm.table, fill.start + at, fill.values[at])
-    if error == -EEXIST and ranges_hit(&mm.doubtful, fill.start + at, fill.start + at + 1):
-        mm_is_there(worker.engine, mm, fill.start + at)
+    cdef uint64_t page = _page_of(fill, at)
+    table_set(mm.table, page, fill.values[at])
+    if error == -EEXIST and ranges_hit(&mm.doubtful, page, page + 1):
+        mm_is_there(worker.engine, mm, page)
     elif error == -EEXIST:
-        engine_stop(worker.engine, b"a page is present that should be swapped", <long>(fill.start + at))
+        engine_stop(worker.engine, b"a page is present that should be swapped", <long>page)
     elif error != -ENOENT and error != -ESRCH:
         engine_stop(worker.engine, b"a page could not be brought back", error)
     return False
@@ -433,6 +474,16 @@ cdef void _tell_tier(Engine *engine, Fill *fill, uint64_t us) noexcept nogil:
         at += 1
     if fill.segment[at].state == STORED:
         tier_fault(engine, fill.segment[at].block, fill.segment[at].data == NULL, fill.pages_since, us)
+
+
+cdef void _record(Engine *engine, Mm *mm, Fill *fill, uint64_t page) noexcept nogil:
+    """In the trace, where there is one. Pages of a stride are told of one by one."""
+    cdef uint32_t at
+    if fill.step == 1:
+        trace_fault(engine.trace, TRACE_FILLED, mm.id, page, fill.start, fill.count)
+        return
+    for at in range(fill.count if engine.trace != NULL else 0):
+        trace_fault(engine.trace, TRACE_FILLED, mm.id, _page_of(fill, at), _page_of(fill, at), 1)
 
 
 cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil:
@@ -452,6 +503,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
         sys_futex_wait(&engine.evict_done, seen, 1000)
         pthread_mutex_lock(&mm.lock)
         return -EAGAIN
+    readahead_look_beyond(mm.table, &window)
     readahead_done(&mm.fills, &window)
     if engine.drops_behind and window.left_count >= LEFT_LEAST:
         trail_add(&mm.trail, window.left_start, window.left_count)
@@ -467,8 +519,8 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     pthread_mutex_lock(&mm.lock)
     if result == 0:
         if not _put_in_place(worker, mm, &fill):
-            sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
-        trace_fault(engine.trace, TRACE_FILLED, mm.id, page, fill.start, fill.count)
+            _wake(mm, &fill)
+        _record(engine, mm, &fill, page)
         add_i64(&engine.counters.faults, 1)
         add_i64(&engine.counters.pages_readahead, fill.count - 1)
         if fill.area_reads == 0:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The bytes of a fill."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from userswap.mm cimport Worker
 
@@ -26,6 +26,7 @@ cdef struct Segment:
 
 cdef struct Fill:
     uint64_t start          # page
+    int64_t step            # from one page to the next
     uint32_t count
     uint32_t faulted        # the page that the fault is for, in the window
     bint keep               # copies, where nothing else speaks against it

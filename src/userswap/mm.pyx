@@ -22,7 +22,7 @@ from userswap.pagetable cimport (
     table_visit,
 )
 from userswap.ranges cimport ranges_free, ranges_remove
-from userswap.readahead cimport readahead_init
+from userswap.readahead cimport readahead_find_strides, readahead_init
 from userswap.space cimport space_put
 from userswap.system cimport (
     EIO,
@@ -53,6 +53,7 @@ cdef Mm *mm_make(Engine *engine, int uffd, pid_t pid) noexcept nogil:
     pthread_mutex_init(&mm.lock, NULL)
     pthread_mutex_init(&mm.helper_lock, NULL)
     readahead_init(&mm.fills, engine.window_most)
+    readahead_find_strides(&mm.fills)
     readahead_init(&mm.touches, engine.window_most)
     readahead_init(&mm.unprotects, engine.window_most)
     mm.maps = -1

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Readahead: what to bring in with a fault. Pure functions of the faults that they are told of."""
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from userswap.pagetable cimport PageTable
 
 cdef enum:
     STREAMS = 16
     WINDOW_MAX = 512        # pages: 2 MiB
+    STRIDES = 16
+    STEP_MAX = 4096         # pages from one to the next
+    STRIDED_MAX = 64        # pages in a window of a stride
 
 cdef struct Stream:
     uint64_t next           # the fault that would continue it upwards
@@ -13,22 +18,38 @@ cdef struct Stream:
     uint64_t last_used
     uint32_t window         # pages wanted at the last fault
     uint32_t brought        # ... and brought in
+    uint32_t beyond         # pages beyond the edge at which a fault is at the edge, too
     int32_t direction       # 1, -1, or 0 while unknown
+
+# Faults at equal distances: the rows of a column, the records of a field.
+cdef struct Stride:
+    uint64_t last           # the last fault, or the last page that was brought in
+    uint64_t last_used
+    int64_t step            # from one page to the next, 0 while unknown
+    uint32_t window         # pages wanted at the last fault; 0 while no two steps were alike
+    uint32_t brought        # ... and brought in
 
 cdef struct Streams:
     Stream streams[16]
+    Stride strides[16]
     uint64_t clock
     uint32_t most           # pages in a window, at most WINDOW_MAX
+    uint32_t most_strided   # ... of a stride, at most STRIDED_MAX; 0: none is looked for
 
 cdef struct Window:
-    uint64_t start          # pages
+    uint64_t start          # pages; of a stride, the fault's
+    int64_t step            # from one of them to the next: 1, or that of a stride
     uint32_t count
+    uint32_t beyond         # pages beyond its far edge that may have been present
     uint32_t confirmed      # pages of the window before, which this fault shows to have been used
     uint64_t left_start     # that window: what the stream leaves behind,
     uint32_t left_count     # ... 0: none
-    int stream
+    int direction           # 1, -1, or 0 while unknown
+    int stream              # STREAMS and more: a stride
 
 cdef uint32_t readahead_most(uint64_t limit_pages) noexcept nogil
 cdef void readahead_init(Streams *streams, uint32_t most) noexcept nogil
+cdef void readahead_find_strides(Streams *streams) noexcept nogil
 cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noexcept nogil
+cdef void readahead_look_beyond(PageTable *table, Window *window) noexcept nogil
 cdef void readahead_done(Streams *streams, Window *window) noexcept nogil

@@ -4,7 +4,7 @@
 They are the very functions that the engine calls, in the order in which it does. Left out is all that is a matter of
 time: eviction ahead of need, first touches that bring their neighbours, several threads."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
 from userswap.batch cimport Batch, batch_choose, batch_choose_behind
@@ -19,7 +19,15 @@ from userswap.behind cimport (
 )
 from userswap.mm cimport Mm
 from userswap.pagetable cimport table_free, table_get, table_make, table_set
-from userswap.readahead cimport Window, readahead_done, readahead_init, readahead_most, readahead_window
+from userswap.readahead cimport (
+    Window,
+    readahead_done,
+    readahead_find_strides,
+    readahead_init,
+    readahead_look_beyond,
+    readahead_most,
+    readahead_window,
+)
 from userswap.reclaim cimport LEFT_LEAST, STAMP_LAST, STREAMING, reclaim_age, reclaim_stamp_shift
 from userswap.types cimport (
     AGE_FRESH,
@@ -66,6 +74,7 @@ cdef class Memory:
         self.offsets = 1                    # 0 is none
         self.stamp_shift = reclaim_stamp_shift(pages)
         readahead_init(&self.mm.fills, window if window != 0 else readahead_most(pages))
+        readahead_find_strides(&self.mm.fills)
 
     def __dealloc__(self):
         if self.mm != NULL and self.mm.table != NULL:
@@ -137,6 +146,12 @@ cdef void _plan(Memory memory, uint64_t page, Window *window) noexcept nogil:
     """The swapped pages of the window that lie beside the page, as in fill.pyx."""
     cdef uint64_t low = page
     cdef uint64_t high = page + 1
+    cdef uint32_t count = 1
+    if window.step != 1:
+        while count < window.count and is_swapped(table_get(memory.mm.table, page + count * window.step)):
+            count += 1
+        window.count = count
+        return
     while low > window.start and is_swapped(table_get(memory.mm.table, low - 1)):
         low -= 1
     while high < window.start + window.count and is_swapped(table_get(memory.mm.table, high)):
@@ -149,14 +164,17 @@ cdef void _fill(Memory memory, uint64_t page) noexcept nogil:
     cdef Window window
     cdef uint64_t at
     cdef uint32_t age, offset
+    cdef int64_t turn
     cdef uint64_t gone = memory.clock - memory.evicted_at[offset_of(table_get(memory.mm.table, page))]
     memory.faults += 1
     readahead_window(&memory.mm.fills, page, &window)
     _plan(memory, page, &window)
+    readahead_look_beyond(memory.mm.table, &window)
     readahead_done(&memory.mm.fills, &window)
     if window.left_count >= LEFT_LEAST:
         trail_add(&memory.mm.trail, window.left_start, window.left_count)
-    for at in range(window.start, window.start + window.count):
+    for turn in range(window.count):
+        at = window.start + <uint64_t>(turn * window.step)
         age = AGE_READAHEAD
         if at == page and window.count < STREAMING:
             age = reclaim_age(<uint32_t>min(gone >> memory.stamp_shift, <uint64_t>STAMP_LAST), 0,

@@ -38,7 +38,7 @@ from userswap.pagetable cimport (
 from userswap.ranges cimport Ranges as RangesStruct
 from userswap.ranges cimport ranges_add, ranges_copy, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.readahead cimport Streams as StreamsStruct
-from userswap.readahead cimport Window, readahead_done, readahead_init, readahead_window
+from userswap.readahead cimport Window, readahead_done, readahead_find_strides, readahead_init, readahead_window
 from userswap.reclaim cimport reclaim_age as c_reclaim_age
 from userswap.reclaim cimport reclaim_is_hot as c_reclaim_is_hot
 from userswap.reclaim cimport reclaim_run as c_reclaim_run
@@ -1122,8 +1122,10 @@ cdef class Log:
 cdef class Streams:
     cdef StreamsStruct streams
 
-    def __cinit__(self, uint32_t most=512):
+    def __cinit__(self, uint32_t most=512, bint strides=True):
         readahead_init(&self.streams, most)
+        if strides:
+            readahead_find_strides(&self.streams)
 
     def fault(self, uint64_t page, low=None, high=None):
         """(start, count, confirmed) of the window, and it is done; of its pages at most those in [low, high)."""
@@ -1136,6 +1138,16 @@ cdef class Streams:
             end = min(end, high)
         asked = (window.start, window.count, window.confirmed)
         window.start, window.count = start, <uint32_t>(end - start)
+        readahead_done(&self.streams, &window)
+        return asked
+
+    def fault_by_step(self, uint64_t page, most=None):
+        """(step, count, confirmed) of the window, of which at most so many pages are taken."""
+        cdef Window window
+        readahead_window(&self.streams, page, &window)
+        asked = (window.step, window.count, window.confirmed)
+        assert window.step == 1 or window.start == page
+        window.count = window.count if most is None else min(window.count, <uint32_t>most)
         readahead_done(&self.streams, &window)
         return asked
 

@@ -39,6 +39,8 @@
 enum {
 	CHUNK = 64,      // pages of a thread's share in the common mapping, before its neighbour's begins
 	RANGE = 16,      // pages that one operation touches at most: what fits into a pipe
+	COLUMN = 64,     // ... but one that goes down a column
+	STEP_MAX = 32,   // pages from one row to the next
 	RING_PAGES = 16, // pages that io_uring holds
 	MAX_WORKERS = 256,
 	STALL = 120,
@@ -47,7 +49,7 @@ enum {
 };
 
 #define OPERATIONS(X)                                                                                        \
-	X(verify, 20) X(write, 20) X(poke, 10) X(dontneed, 6) X(free, 4) X(unmap, 5) X(move, 4)              \
+	X(verify, 20) X(column, 6) X(write, 20) X(poke, 10) X(dontneed, 6) X(free, 4) X(unmap, 5) X(move, 4)              \
 	X(dontunmap, 3) X(resize, 2) X(protect, 4) X(advise, 4) X(lock, 1) X(futex, 2) X(vm_readv, 3)        \
 	X(board, 20) X(file, 4) X(direct, 4) X(vector, 3) X(pipe, 4) X(vmsplice, 2) X(socket, 4) X(ring, 4) \
 	X(fork, 1) X(fork_world, 0) X(vfork, 1) X(spawn, 1)
@@ -189,6 +191,21 @@ static void op_verify(struct worker *w, struct range r)
 {
 	(void)w;
 	range_verify(r.area, r.first, r.count);
+}
+
+/* Pages at equal distances from each other, upwards or downwards, read or written. */
+static void op_column(struct worker *w, struct range r)
+{
+	size_t step = 2 + below(w, STEP_MAX - 1);
+	bool writes = below(w, 2), down = below(w, 2);
+	size_t rows = down ? r.first / step : (r.area->pages - 1 - r.first) / step;
+
+	rows = rows < COLUMN ? rows : COLUMN - 1;
+	for (size_t row = 0, i = r.first; row <= rows; row++, i += down ? -step : step)
+		if (writes)
+			page_write(page_at(r.area, i), &r.area->model[i]);
+		else
+			page_verify(page_at(r.area, i), &r.area->model[i]);
 }
 
 static void op_write(struct worker *w, struct range r)
