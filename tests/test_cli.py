@@ -11,7 +11,7 @@ import pytest
 
 from userswap import cli, statistics
 from userswap.errors import UserswapError
-from userswap.run import Request
+from userswap.request import Request
 
 
 def userswap(*words: str) -> subprocess.CompletedProcess[str]:
@@ -41,10 +41,10 @@ def test_command_is_split_from_options(words: list[str], options: list[str], com
 
 
 def test_options_reach_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Request] = []
+    seen: list[tuple[Request, list[str]]] = []
 
-    def run(request: Request) -> int:
-        seen.append(request)
+    def run(request: Request, command: list[str]) -> int:
+        seen.append((request, command))
         return 7
 
     monkeypatch.setattr("userswap.run.run", run)
@@ -68,9 +68,9 @@ def test_options_reach_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert cli.main(words) == 7
     assert cli.main(["run", "ls"]) == 7
-    full, bare = seen
+    (full, command), (bare, _) = seen
     assert (full.ram, full.swap, full.stats, full.quiet) == ("1G", ["/a", "/b:2G"], "f", True)
-    assert full.command == ["ls", "-l"]
+    assert command == ["ls", "-l"]
     assert (full.entry_bits, bare.entry_bits) == (32, 64)
     assert (full.encrypt, bare.encrypt) == (True, False)
     assert (bare.ram, bare.swap, bare.stats, bare.quiet) == ("auto", [], None, False)

@@ -6,63 +6,30 @@ import select
 import signal
 from collections.abc import Container
 
-from userswap import areas, doctor, keeper, launch, libc, ram, statistics, traces, tree
+from userswap import areas, doctor, keeper, launch, libc, ram, tree
 from userswap.channel import Channel, channel_pair
 from userswap.client import served_processes
 from userswap.engine_process import Options
 from userswap.errors import EXIT_OWN_ERROR, UserswapError
 from userswap.front import complain
+from userswap.request import Request
 
 
-class Request:
-    """A command line of `attach`, as typed."""
-
-    __slots__ = ("encrypt", "entry_bits", "pid", "policy", "ram", "stats", "swap", "trace", "with_children")
-
-    def __init__(
-        self,
-        pid: int,
-        with_children: bool,
-        ram: str,
-        swap: list[str],
-        stats: str | None,
-        entry_bits: int,
-        encrypt: bool,
-        policy: str,
-        trace: str | None,
-    ) -> None:
-        self.pid = pid
-        self.with_children = with_children
-        self.ram = ram
-        self.swap = swap
-        self.stats = stats
-        self.entry_bits = entry_bits
-        self.encrypt = encrypt
-        self.policy = policy
-        self.trace = trace
-
-
-def attach(request: Request) -> int:
-    """Returns the exit status, once all processes are entered. Raises UserswapError for refusals, with
-    nothing left behind."""
+def attach(request: Request, target: int, with_children: bool) -> int:
+    """To the process `target`. Returns the exit status, once all processes are entered. Raises UserswapError
+    for refusals, with nothing left behind."""
     inherited = launch.Inherited()
-    doctor.refuse_unfit_machine()
+    request.refuse_unfit_machine()
     doctor.refuse_untold_forks()
-    if request.encrypt:
-        doctor.refuse_without_encryption()
     served = served_processes()
-    _refuse_unfit_process(request.pid, served)
-    ram_limit_bytes = _automatic_ram(request.pid) if request.ram == "auto" else ram.parse_ram(request.ram)
-    stats_path = None if request.stats is None else statistics.check_writable(request.stats)
-    below = [process.pid for process in tree.programs(request.pid)]
-    opened = areas.open_areas(request.swap)
-    trace = traces.create(request.trace, opened)
-    options = Options(ram_limit_bytes, stats_path, True, request.entry_bits, request.encrypt)
-    options.policy = request.policy
-    options.trace = trace
+    _refuse_unfit_process(target, served)
+    below = [process.pid for process in tree.programs(target)]
+    opened, options = request.open(
+        _automatic_ram(target) if request.ram == "auto" else ram.parse_ram(request.ram)
+    )
     options.attaches = True
-    options.leave_out = tuple(pid for pid in below if pid in served or not request.with_children)
-    options.attach = (request.pid, *(pid for pid in below if pid not in options.leave_out))
+    options.leave_out = tuple(pid for pid in below if pid in served or not with_children)
+    options.attach = (target, *(pid for pid in below if pid not in options.leave_out))
     front_end, keeper_end = channel_pair()
     pid = keeper.fork_keeper(opened)
     if pid == 0:

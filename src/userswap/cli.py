@@ -79,38 +79,16 @@ def _dispatch(words: list[str]) -> int:
 
         return simulate(chosen.file, chosen.policy, chosen.ram, chosen.json, chosen.plot)
     if chosen.verb == "attach":
-        from userswap import attach
+        from userswap.attach import attach
+        from userswap.request import Request
 
-        return attach.attach(
-            attach.Request(
-                chosen.pid,
-                chosen.tree,
-                chosen.ram,
-                chosen.swap,
-                chosen.stats,
-                chosen.entry_bits,
-                chosen.encrypt,
-                chosen.policy,
-                chosen.trace,
-            )
-        )
+        return attach(Request(chosen, quiet=True), chosen.pid, chosen.tree)
     if not command:
         raise UserswapError("no command to run (see userswap run --help)")
-    from userswap.run import Request, run
+    from userswap.request import Request
+    from userswap.run import run
 
-    return run(
-        Request(
-            chosen.ram,
-            chosen.swap,
-            chosen.stats,
-            chosen.quiet,
-            chosen.entry_bits,
-            chosen.encrypt,
-            chosen.policy,
-            chosen.trace,
-            command,
-        )
-    )
+    return run(Request(chosen, chosen.quiet), command)
 
 
 def _control(chosen: argparse.Namespace) -> int:

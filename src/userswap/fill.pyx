@@ -357,7 +357,7 @@ cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noe
 # ---- fill: putting pages in place, with Mm.lock held
 
 cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
-    """How many pages from `first` on are still BUSY by us, and keep their copies or not, as it does; of a stride one."""
+    """How many pages from `first` on are still BUSY by us, and keep their copies or not as it does; of a stride one."""
     cdef uint32_t at = first
     cdef uint32_t end = fill.count if fill.step == 1 else first + 1
     while (at < end and fill.keeps[at] == fill.keeps[first]

@@ -3,61 +3,26 @@
 
 import os
 
-from userswap import areas, doctor, front, keeper, launch, libc, statistics, traces
+from userswap import areas, doctor, front, keeper, launch, libc
 from userswap.channel import Channel, channel_pair
 from userswap.engine_process import Options
 from userswap.errors import EXIT_OWN_ERROR
 from userswap.ram import parse_ram
+from userswap.request import Request
 
 
-class Request:
-    """A command line of `run`, as typed."""
-
-    __slots__ = ("command", "encrypt", "entry_bits", "policy", "quiet", "ram", "stats", "swap", "trace")
-
-    def __init__(
-        self,
-        ram: str,
-        swap: list[str],
-        stats: str | None,
-        quiet: bool,
-        entry_bits: int,
-        encrypt: bool,
-        policy: str,
-        trace: str | None,
-        command: list[str],
-    ) -> None:
-        self.ram = ram
-        self.swap = swap
-        self.stats = stats
-        self.quiet = quiet
-        self.entry_bits = entry_bits
-        self.encrypt = encrypt
-        self.policy = policy
-        self.trace = trace
-        self.command = command
-
-
-def run(request: Request) -> int:
+def run(request: Request, command: list[str]) -> int:
     """Returns the exit status. Raises UserswapError for refusals, with nothing left behind."""
     inherited = launch.Inherited()
-    doctor.refuse_unfit_machine()
-    if request.encrypt:
-        doctor.refuse_without_encryption()
-    ram_limit_bytes = parse_ram(request.ram)
-    stats_path = None if request.stats is None else statistics.check_writable(request.stats)
-    opened = areas.open_areas(request.swap)
-    trace = traces.create(request.trace, opened)
+    request.refuse_unfit_machine()
+    opened, options = request.open(parse_ram(request.ram))
     libc.become_subreaper()
-    options = Options(ram_limit_bytes, stats_path, request.quiet, request.entry_bits, request.encrypt)
-    options.policy = request.policy
-    options.trace = trace
     options.catches = not doctor.forks_are_told()
     front_end, keeper_end = channel_pair()
     pid = keeper.fork_keeper(opened)
     if pid == 0:
         front_end.close()
-        _keep(keeper_end, opened, options, inherited, request.command)
+        _keep(keeper_end, opened, options, inherited, command)
     keeper_end.close()
     for area in opened:
         area.close()
