@@ -11,6 +11,7 @@ from userswap import tests_door as door
 
 GROWTH = [1, 4, 16, 64, 128, 256, 512, 512, 512]
 END = 1 << (47 - 12)
+PAGE = 4096
 
 
 def upwards(streams: door.Streams, page: int, faults: int) -> list[int]:
@@ -175,11 +176,18 @@ def test_the_first_fault_of_all_may_be_at_page_0(streams: door.Streams) -> None:
 STEPS = [2, 3, 16, -16, 511, 4096, -4096]
 
 
+def fault(streams: door.Streams, page: int, most: int | None = None) -> tuple[int, int, int]:
+    """(step in pages, count, confirmed)"""
+    step, pages, confirmed = streams.fault_at(page * PAGE, most)
+    assert pages == [page + at * (step // PAGE) for at in range(len(pages))]
+    return step // PAGE, len(pages), confirmed
+
+
 def down(streams: door.Streams, page: int, step: int, faults: int) -> list[tuple[int, int]]:
     """Faults each one step beyond the window before; (step, count) of each window."""
     found = []
     for _ in range(faults):
-        by, count, _ = streams.fault_by_step(page)
+        by, count, _ = fault(streams, page)
         found.append((by, count))
         page += count * step
     return found
@@ -202,7 +210,7 @@ def test_a_known_step_is_believed_at_the_second_fault(step: int) -> None:
 def test_no_stride_is_as_short_or_as_long(step: int) -> None:
     streams = door.Streams(strides=True)
     for turn in range(20):
-        by, _, _ = streams.fault_by_step((1 << 22) + turn * step)
+        by, _, _ = fault(streams, (1 << 22) + turn * step)
         assert by == 1
 
 
@@ -213,15 +221,15 @@ def test_no_strides_unless_they_are_looked_for() -> None:
 def test_pages_of_a_stride_that_were_present_are_skipped() -> None:
     streams = door.Streams()
     down(streams, 1000, 16, 3)  # 1000, 1016, then four from 1032 on
-    assert streams.fault_by_step(1032 + 6 * 16)[:2] == (16, 16)
+    assert fault(streams, 1032 + 6 * 16)[:2] == (16, 16)
 
 
 def test_what_a_fault_of_a_stride_confirms() -> None:
     """The window before less its fault; of one that was cut, as much as was brought."""
     streams = door.Streams()
     down(streams, 1000, 16, 2)
-    assert streams.fault_by_step(1032, most=3) == (16, 4, 0)
-    assert streams.fault_by_step(1032 + 3 * 16) == (16, 16, 2)
+    assert fault(streams, 1032, most=3) == (16, 3, 0)
+    assert fault(streams, 1032 + 3 * 16) == (16, 16, 2)
 
 
 @pytest.mark.parametrize("number", [2, 8, 16])
@@ -231,7 +239,7 @@ def test_strides_in_turns(number: int) -> None:
     pages = [(at + 1) << 20 for at in range(number)]
     for turn in range(8):
         for at in range(number):
-            by, count, _ = streams.fault_by_step(pages[at])
+            by, count, _ = fault(streams, pages[at])
             assert turn < 2 or by == 3 + at
             pages[at] += count * (3 + at)
 
@@ -243,10 +251,34 @@ def test_records_of_two_pages_are_two_strides() -> None:
     brought: set[int] = set()
     for page in missing:
         if page not in brought:
-            by, count, _ = streams.fault_by_step(page)
+            by, count, _ = fault(streams, page)
             brought |= {page + at * by for at in range(count)}
     assert len(brought & set(missing)) == len(missing)
     assert len(brought - set(missing)) < 150
+
+
+@pytest.mark.parametrize("row", [8192, 26_624, -26_624, 10_000, 1 << 24])
+def test_rows_need_not_be_whole_pages(row: int) -> None:
+    """Pages come as they do down a column of such rows: six, seven, six from one to the next."""
+    streams, wanted = door.Streams(), [((1 << 40) + 24 + at * row) // PAGE for at in range(400)]
+    at, faults = 0, 0
+    while at < 300:
+        _, pages, _ = streams.fault_at((1 << 40) + 24 + at * row)
+        assert pages == wanted[at : at + len(pages)]
+        at += len(pages)
+        faults += 1
+    assert faults <= 9
+
+
+def test_a_column_may_be_anywhere_in_the_page() -> None:
+    rng, streams = random.Random(1), door.Streams()
+    page, counts = 1 << 22, []
+    for _ in range(5):
+        step, pages, _ = streams.fault_at(page * PAGE + rng.randrange(PAGE))
+        counts.append(len(pages))
+        page += 5 * len(pages)
+    assert counts == [1, 1, 4, 16, 64]
+    assert step == 5 * PAGE
 
 
 def test_a_scan_beside_a_stride_is_still_a_stream() -> None:
@@ -258,9 +290,9 @@ def test_a_scan_beside_a_stride_is_still_a_stream() -> None:
 @pytest.mark.parametrize("page", [0, 1, 40, 62])
 def test_a_stride_ends_at_page_0(page: int) -> None:
     streams = door.Streams()
-    streams.fault_by_step(page + 64)
-    streams.fault_by_step(page + 32)
-    by, count, _ = streams.fault_by_step(page)
+    fault(streams, page + 64)
+    fault(streams, page + 32)
+    by, count, _ = fault(streams, page)
     assert (by, count) == (-32, page // 32 + 1)
 
 

@@ -89,7 +89,7 @@ cdef int _bring_back(Worker *worker, Mm *mm) noexcept nogil:
             return 0
         leaf = table_next(mm.table, &page)
         if is_swapped(leaf[page % TABLE_LEAF_PAGES]):
-            result = fill_page(worker, mm, page, True)
+            result = fill_page(worker, mm, page << PAGE_SHIFT, True)
             page += 1       # what could not be put in place is found in the next round
         pthread_mutex_unlock(&mm.lock)
         if result == -EAGAIN:

@@ -86,8 +86,9 @@ cdef bint _is_there(Engine *engine, Mm *mm, uint64_t page) noexcept nogil:
     return False
 
 
-cdef int _serve_once(Worker *worker, Mm *mm, uint64_t page, uint64_t flags) noexcept nogil:
+cdef int _serve_once(Worker *worker, Mm *mm, uint64_t address, uint64_t flags) noexcept nogil:
     """With Mm.lock held. 0 when the fault has its answer, or -EAGAIN."""
+    cdef uint64_t page = address >> PAGE_SHIFT
     cdef uint32_t value = table_get(mm.table, page)
     if mm.dead or is_busy(value):
         return 0
@@ -100,7 +101,7 @@ cdef int _serve_once(Worker *worker, Mm *mm, uint64_t page, uint64_t flags) noex
         return 0
     if value == 0:
         return touch_page(worker, mm, page)
-    return fill_page(worker, mm, page, (flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0)
+    return fill_page(worker, mm, address, (flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0)
 
 
 cdef bint _wants_room(Engine *engine, Mm *mm, uint64_t page, uint64_t flags) noexcept nogil:
@@ -123,7 +124,8 @@ cdef bint _is_deferred(Engine *engine, uint32_t mm_id, uffd_msg *message) noexce
     cdef uint32_t first = max(engine.deferred_first, engine.deferred_end - min(engine.deferred_end, DEFERRED_LOOK))
     for at in range(first, engine.deferred_end):
         if (engine.deferred[at].mm_id == mm_id
-                and engine.deferred[at].message.arg.pagefault.address == message.arg.pagefault.address
+                and engine.deferred[at].message.arg.pagefault.address >> PAGE_SHIFT == (
+                    message.arg.pagefault.address >> PAGE_SHIFT)
                 and engine.deferred[at].message.arg.pagefault.flags == message.arg.pagefault.flags):
             return True
     return False
@@ -145,7 +147,7 @@ cdef void _serve_locked(Worker *worker, Mm *mm, uffd_msg *message) noexcept nogi
             pthread_mutex_unlock(&mm.lock)
             _defer(worker.engine, mm, message)
             return
-        result = _serve_once(worker, mm, page, flags)
+        result = _serve_once(worker, mm, message.arg.pagefault.address, flags)
         pthread_mutex_unlock(&mm.lock)
         if result != -EAGAIN:
             return

@@ -27,7 +27,7 @@ from userswap.log cimport (
 from userswap.mm cimport engine_stop, entry_put, evict_stamp, mm_is_there
 from userswap.pagetable cimport table_get, table_set
 from userswap.ranges cimport ranges_hit
-from userswap.readahead cimport Window, readahead_done, readahead_look_beyond, readahead_window
+from userswap.readahead cimport Window, readahead_done, readahead_look_beyond, readahead_window, window_page
 from userswap.reclaim cimport LEFT_LEAST, STREAMING, reclaim_age, reclaim_distance
 from userswap.slots cimport slots_keep_copies
 from userswap.space cimport space_fill_value, space_get, space_word
@@ -89,12 +89,12 @@ cdef uint32_t fill_unguarded(Mm *mm, uint64_t start, uint64_t page, uint32_t cou
     return <uint32_t>(guard - start) if guard > page else 0
 
 
-cdef uint32_t _unguarded_steps(Mm *mm, uint64_t page, int64_t step, uint32_t count) noexcept nogil:
-    """As fill_unguarded, of pages so far apart from `page` on."""
+cdef uint32_t _unguarded_steps(Mm *mm, uint64_t address, int64_t step, uint32_t count) noexcept nogil:
+    """As fill_unguarded, of a stride's pages."""
     cdef uint32_t at = 1
     cdef uint64_t start
     while at < count and mm.entered:
-        start = (page + <uint64_t>(<int64_t>at * step)) << PAGE_SHIFT
+        start = window_page(address, step, at) << PAGE_SHIFT
         if sys_pagemap_guard(mm.pagemap, start, start + PAGE_BYTES) == start:
             break
         at += 1
@@ -105,7 +105,7 @@ cdef uint32_t _unguarded_steps(Mm *mm, uint64_t page, int64_t step, uint32_t cou
 
 cdef inline uint64_t _page_of(Fill *fill, uint32_t at) noexcept nogil:
     """Of the fill's pages the one at this place."""
-    return fill.start + <uint64_t>(<int64_t>at * fill.step)
+    return window_page(fill.address, fill.step, at)
 
 
 cdef bint _keep_copies(Engine *engine, Mm *mm, bint write) noexcept nogil:
@@ -253,13 +253,13 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
     cdef uint32_t most = <uint32_t>min(<int64_t>window.count, room)
     cdef uint64_t low = page
     cdef uint64_t word
-    if window.step == 1:
+    if window.step == PAGE_BYTES:
         # A downward window starts where the run of swapped pages below the fault does.
         low = _lowest(engine, mm, page, max(window.start, page + 1 - min(<uint64_t>most, page + 1)))
         most = <uint32_t>min(<uint64_t>most, window.start + window.count - low)
         most = fill_unguarded(mm, low, page, most)
     else:
-        most = _unguarded_steps(mm, page, window.step, most)
+        most = _unguarded_steps(mm, window.address, window.step, most)
     if most == 0:
         low = page
         most = 1
@@ -272,6 +272,7 @@ cdef bint _plan(Worker *worker, Mm *mm, uint64_t page, Window *window, Fill *fil
         return False
     while True:
         fill.start = low
+        fill.address = window.address if window.step != PAGE_BYTES else low << PAGE_SHIFT
         _plan_pages(engine, mm, fill, most)
         if low + fill.count > page or low == page:
             break
@@ -302,7 +303,7 @@ cdef void _release(Worker *worker, Fill *fill) noexcept nogil:
 cdef void _wake(Mm *mm, Fill *fill) noexcept nogil:
     """Whoever waits for any of the pages."""
     cdef uint32_t at
-    if fill.step == 1 and fill.count > 0:
+    if fill.step == PAGE_BYTES and fill.count > 0:
         sys_uffd_wake(mm.uffd, fill.start << PAGE_SHIFT, <uint64_t>fill.count << PAGE_SHIFT)
         return
     for at in range(fill.count):
@@ -330,7 +331,7 @@ cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noe
     cdef uint32_t count = 0
     cdef uint32_t sample, at, value
     cdef uint64_t next, word
-    if window.count < STREAMING or window.step != 1:
+    if window.count < STREAMING or window.step != PAGE_BYTES:
         return
     pthread_mutex_lock(&engine.space.lock)
     for sample in range(SAMPLES):
@@ -359,7 +360,7 @@ cdef void _look_ahead(Engine *engine, Mm *mm, uint64_t page, Window *window) noe
 cdef uint32_t _still_ours(Mm *mm, Fill *fill, uint32_t first) noexcept nogil:
     """How many pages from `first` on are still BUSY by us, and keep their copies or not as it does; of a stride one."""
     cdef uint32_t at = first
-    cdef uint32_t end = fill.count if fill.step == 1 else first + 1
+    cdef uint32_t end = fill.count if fill.step == PAGE_BYTES else first + 1
     while (at < end and fill.keeps[at] == fill.keeps[first]
             and table_get(mm.table, _page_of(fill, at)) == busy_value(fill.values[at])):
         at += 1
@@ -479,16 +480,17 @@ cdef void _tell_tier(Engine *engine, Fill *fill, uint64_t us) noexcept nogil:
 cdef void _record(Engine *engine, Mm *mm, Fill *fill, uint64_t page) noexcept nogil:
     """In the trace, where there is one. Pages of a stride are told of one by one."""
     cdef uint32_t at
-    if fill.step == 1:
+    if fill.step == PAGE_BYTES:
         trace_fault(engine.trace, TRACE_FILLED, mm.id, page, fill.start, fill.count)
         return
     for at in range(fill.count if engine.trace != NULL else 0):
         trace_fault(engine.trace, TRACE_FILLED, mm.id, _page_of(fill, at), _page_of(fill, at), 1)
 
 
-cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept nogil:
-    """Brings a swapped page back, with Mm.lock held. Returns 0, or -EAGAIN when it is just being evicted."""
+cdef int fill_page(Worker *worker, Mm *mm, uint64_t address, bint write) noexcept nogil:
+    """Brings the swapped page that holds the address back, with Mm.lock held. Returns 0, or -EAGAIN when it is just being evicted."""
     cdef Engine *engine = worker.engine
+    cdef uint64_t page = address >> PAGE_SHIFT
     cdef Window window
     cdef Fill fill
     cdef uint32_t seen = load_u32(&engine.evict_done)
@@ -496,7 +498,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t page, bint write) noexcept n
     cdef int result = 0
     fill.keep = _keep_copies(engine, mm, write)
     fill.plenty = log_free_slots(&engine.log) * 2 > engine.log.slots
-    readahead_window(&mm.fills, page, &window)
+    readahead_window(&mm.fills, address, &window)
     add_i64(&engine.counters.pages_readahead_used, window.confirmed)
     if not _plan(worker, mm, page, &window, &fill):
         pthread_mutex_unlock(&mm.lock)

@@ -9,6 +9,7 @@ from userswap.system cimport (
     UFFD_FEATURE_EVENT_REMAP,
     UFFD_FEATURE_EVENT_REMOVE,
     UFFD_FEATURE_EVENT_UNMAP,
+    UFFD_FEATURE_EXACT_ADDRESS,
     UFFD_FEATURE_MOVE,
     UFFD_FEATURE_PAGEFAULT_FLAG_WP,
     UFFD_FEATURE_THREAD_ID,
@@ -83,7 +84,7 @@ cdef enum:
 
 cdef inline uint64_t helper_features(bint told) noexcept nogil:
     return (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE
-            | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE | UFFD_FEATURE_THREAD_ID
+            | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_MOVE | UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_EXACT_ADDRESS
             | (UFFD_FEATURE_EVENT_FORK if told else 0))
 
 # Put a helper into `target` (a process, not a thread), open a userfaultfd in it and give it `uffd_features`.

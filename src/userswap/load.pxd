@@ -26,7 +26,8 @@ cdef struct Segment:
 
 cdef struct Fill:
     uint64_t start          # page
-    int64_t step            # from one page to the next
+    uint64_t address        # in it, as in a row of a matrix
+    int64_t step            # bytes from there to the same place in the next page
     uint32_t count
     uint32_t faulted        # the page that the fault is for, in the window
     bint keep               # copies, where nothing else speaks against it

@@ -4,12 +4,14 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from userswap.pagetable cimport PageTable
+from userswap.types cimport PAGE_SHIFT
 
 cdef enum:
     STREAMS = 16
     WINDOW_MAX = 512        # pages: 2 MiB
     STRIDES = 16
-    STEP_MAX = 4096         # pages from one to the next
+    STEP_LEAST = 8192       # bytes: a stream has what is closer
+    STEP_MAX = 1 << 24
     STRIDED_MAX = 64        # pages in a window of a stride
 
 cdef struct Stream:
@@ -23,9 +25,10 @@ cdef struct Stream:
 
 # Faults at equal distances: the rows of a column, the records of a field.
 cdef struct Stride:
-    uint64_t last           # the last fault, or the last page that was brought in
+    uint64_t last           # the address of the last fault, or the last at which a page was brought in
     uint64_t last_used
-    int64_t step            # from one page to the next, 0 while unknown
+    int64_t step            # bytes, 0 while unknown
+    int64_t pages           # what the first step was
     uint32_t window         # pages wanted at the last fault; 0 while no two steps were alike
     uint32_t brought        # ... and brought in
 
@@ -38,7 +41,8 @@ cdef struct Streams:
 
 cdef struct Window:
     uint64_t start          # pages; of a stride, the fault's
-    int64_t step            # from one of them to the next: 1, or that of a stride
+    uint64_t address        # of the fault
+    int64_t step            # bytes from one of them to the next: PAGE_BYTES, or those of a stride, from the address on
     uint32_t count
     uint32_t beyond         # pages beyond its far edge that may have been present
     uint32_t confirmed      # pages of the window before, which this fault shows to have been used
@@ -47,9 +51,13 @@ cdef struct Window:
     int direction           # 1, -1, or 0 while unknown
     int stream              # STREAMS and more: a stride
 
+cdef inline uint64_t window_page(uint64_t address, int64_t step, uint32_t at) noexcept nogil:
+    """The page that lies so many steps from an address."""
+    return (address + <uint64_t>(<int64_t>at * step)) >> PAGE_SHIFT
+
 cdef uint32_t readahead_most(uint64_t limit_pages) noexcept nogil
 cdef void readahead_init(Streams *streams, uint32_t most) noexcept nogil
 cdef void readahead_find_strides(Streams *streams) noexcept nogil
-cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noexcept nogil
+cdef void readahead_window(Streams *streams, uint64_t address, Window *window) noexcept nogil
 cdef void readahead_look_beyond(PageTable *table, Window *window) noexcept nogil
 cdef void readahead_done(Streams *streams, Window *window) noexcept nogil

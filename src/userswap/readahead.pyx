@@ -6,16 +6,16 @@ continues none starts a stream of one page in place of the stream longest unused
 single pages, and a program may read up to 16 streams at once.
 
 A fault that continues no stream may be as far from one before as that one was from another: a program reads down
-the column of a matrix. What follows at the same distance is brought in with it, more each time. A distance that has
-been met once is believed at once elsewhere: the next column. (As the reference prediction table of a processor, which
-goes by the instruction that reads: Chen and Baer, "Effective hardware-based data prefetching for high-performance
-processors", 1995. Here a fault goes with the nearest before it.)
+the column of a matrix. What follows at the same distance, in bytes, is brought in with it, more each time. A distance
+that has been met once is believed at once elsewhere: the next column. (As the reference prediction table of a
+processor, which goes by the instruction that reads: Chen and Baer, "Effective hardware-based data prefetching for
+high-performance processors", 1995. Here a fault goes with the nearest before it.)
 """
 
 from libc.string cimport memset
 
 from userswap.pagetable cimport PageTable, table_get
-from userswap.types cimport is_swapped
+from userswap.types cimport PAGE_BYTES, PAGE_SHIFT, is_swapped
 
 
 cdef int _continues(Stream *stream, uint64_t page) noexcept nogil:
@@ -48,9 +48,12 @@ cdef void readahead_find_strides(Streams *streams) noexcept nogil:
     streams.most_strided = min(streams.most // 2, <uint32_t>STRIDED_MAX)
 
 
-cdef bint _continues_stride(Stride *stride, int64_t step) noexcept nogil:
-    """Whether a fault so far from the last page does. The pages in between may have been present."""
-    return step % stride.step == 0 and 0 < step // stride.step <= <int64_t>stride.window
+cdef bint _continues_stride(Stride *stride, uint64_t address) noexcept nogil:
+    """Whether it lies in a page that the stride comes to. Those in between may have been present."""
+    cdef int64_t away = <int64_t>(address - stride.last)
+    cdef int64_t turn = (2 * away + stride.step) // (2 * stride.step)     # the nearest, where it is one
+    return 0 < turn <= <int64_t>stride.window and (
+        window_page(stride.last, stride.step, <uint32_t>turn) == address >> PAGE_SHIFT)
 
 
 cdef bint _is_known(Streams *streams, int64_t step) noexcept nogil:
@@ -61,50 +64,56 @@ cdef bint _is_known(Streams *streams, int64_t step) noexcept nogil:
     return False
 
 
-cdef Stride *_stride_of(Streams *streams, uint64_t page) noexcept nogil:
-    """The stride that the page continues; NULL where there is none that is known, and the page is remembered."""
+cdef Stride *_stride_of(Streams *streams, uint64_t address) noexcept nogil:
+    """The stride that the address continues; NULL where there is none that is known, and the address is remembered."""
     cdef Stride *oldest = &streams.strides[0]
     cdef Stride *nearest = NULL
     cdef Stride *stride
-    cdef int64_t step, least = STEP_MAX + 1
+    cdef int64_t step, pages, least = STEP_MAX + 1
     cdef int at
     for at in range(STRIDES):
         stride = &streams.strides[at]
-        step = <int64_t>(page - stride.last)
+        step = <int64_t>(address - stride.last)
         if stride.last_used < oldest.last_used:
             oldest = stride
         if stride.window > 0:
-            if _continues_stride(stride, step):
+            if _continues_stride(stride, address):
                 return stride
-        elif stride.last_used > 0 and 0 < max(step, -step) < least:
+        elif stride.last_used > 0 and STEP_LEAST <= max(step, -step) < least:
             least = max(step, -step)
             nearest = stride
     if nearest == NULL:
         memset(oldest, 0, sizeof(Stride))
-        nearest = oldest
-    step = <int64_t>(page - nearest.last)
-    if least <= STEP_MAX and (step == nearest.step or _is_known(streams, step)):
+        oldest.last = address
+        oldest.last_used = streams.clock
+        return NULL
+    step = <int64_t>(address - nearest.last)
+    pages = <int64_t>((address >> PAGE_SHIFT) - (nearest.last >> PAGE_SHIFT))
+    if step == nearest.step or pages == nearest.pages or _is_known(streams, step):
         nearest.window = 1
+        if step != nearest.step and pages == nearest.pages:     # each time somewhere else in the page
+            step = pages * PAGE_BYTES
         nearest.step = step
         return nearest
-    nearest.step = step if least <= STEP_MAX else 0
-    nearest.last = page
+    nearest.step = step
+    nearest.pages = pages
+    nearest.last = address
     nearest.last_used = streams.clock
     return NULL
 
 
-cdef bint _strided_window(Streams *streams, uint64_t page, Window *window) noexcept nogil:
-    """As readahead_window, where the page continues a stride."""
-    cdef Stride *stride = _stride_of(streams, page) if streams.most_strided > 1 else NULL
+cdef bint _strided_window(Streams *streams, Window *window) noexcept nogil:
+    """As readahead_window, where the address continues a stride."""
+    cdef Stride *stride = _stride_of(streams, window.address) if streams.most_strided > 1 else NULL
     if stride == NULL:
         return False
     stride.window = min(4 * stride.window, streams.most_strided)
     stride.last_used = streams.clock
-    window.start = page
+    window.start = window.address >> PAGE_SHIFT
     window.step = stride.step
     window.count = stride.window
     if stride.step < 0:
-        window.count = <uint32_t>min(<uint64_t>window.count, page // <uint64_t>-stride.step + 1)
+        window.count = <uint32_t>min(<uint64_t>window.count, window.address // <uint64_t>-stride.step + 1)
     window.confirmed = stride.brought - 1 if stride.brought > 0 else 0
     window.left_count = 0
     window.beyond = 0
@@ -113,12 +122,13 @@ cdef bint _strided_window(Streams *streams, uint64_t page, Window *window) noexc
     return True
 
 
-cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noexcept nogil:
-    """The pages to bring in for a fault at `page`, which is among them. The caller may take fewer (of a stride the
-    first ones), says so by changing the window, and calls readahead_done."""
+cdef void readahead_window(Streams *streams, uint64_t address, Window *window) noexcept nogil:
+    """The pages to bring in for a fault at `address`, whose page is among them. The caller may take fewer (of a stride
+    the first ones), says so by changing the window, and calls readahead_done."""
     cdef int at
     cdef int oldest = 0
     cdef int direction = 0
+    cdef uint64_t page = address >> PAGE_SHIFT
     cdef Stream *stream
     streams.clock += 1
     for at in range(STREAMS):
@@ -128,8 +138,9 @@ cdef void readahead_window(Streams *streams, uint64_t page, Window *window) noex
             break
         if stream.last_used < streams.streams[oldest].last_used:
             oldest = at
-    window.step = 1
-    if direction == 0 and _strided_window(streams, page, window):
+    window.address = address
+    window.step = PAGE_BYTES
+    if direction == 0 and _strided_window(streams, window):
         return
     if direction == 0:
         at = oldest
@@ -160,7 +171,7 @@ cdef void readahead_look_beyond(PageTable *table, Window *window) noexcept nogil
     it said. (A stream that took every fault near its edge for its own would follow a program down a column.)"""
     cdef uint32_t most = window.beyond
     cdef uint64_t next = window.start + window.count if window.direction > 0 else window.start - 1
-    if window.step != 1:
+    if window.step != PAGE_BYTES:
         return
     window.beyond = 0
     while window.beyond < most and not is_swapped(table_get(table, next)):
@@ -175,7 +186,7 @@ cdef void readahead_done(Streams *streams, Window *window) noexcept nogil:
     if window.stream >= STREAMS:
         stride = &streams.strides[window.stream - STREAMS]
         stride.brought = window.count
-        stride.last = window.start + <uint64_t>(<int64_t>(window.count - 1) * window.step)
+        stride.last = window.address + <uint64_t>(<int64_t>(window.count - 1) * window.step)
         return
     stream = &streams.streams[window.stream]
     stream.brought = window.count

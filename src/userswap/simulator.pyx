@@ -4,7 +4,7 @@
 They are the very functions that the engine calls, in the order in which it does. Left out is all that is a matter of
 time: eviction ahead of need, first touches that bring their neighbours, several threads."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
 from userswap.batch cimport Batch, batch_choose, batch_choose_behind
@@ -27,12 +27,15 @@ from userswap.readahead cimport (
     readahead_look_beyond,
     readahead_most,
     readahead_window,
+    window_page,
 )
 from userswap.reclaim cimport LEFT_LEAST, STAMP_LAST, STREAMING, reclaim_age, reclaim_stamp_shift
 from userswap.types cimport (
     AGE_FRESH,
     AGE_READAHEAD,
     OFFSET_MASK,
+    PAGE_BYTES,
+    PAGE_SHIFT,
     is_present,
     is_swapped,
     offset_of,
@@ -147,8 +150,9 @@ cdef void _plan(Memory memory, uint64_t page, Window *window) noexcept nogil:
     cdef uint64_t low = page
     cdef uint64_t high = page + 1
     cdef uint32_t count = 1
-    if window.step != 1:
-        while count < window.count and is_swapped(table_get(memory.mm.table, page + count * window.step)):
+    if window.step != PAGE_BYTES:
+        while count < window.count and is_swapped(
+                table_get(memory.mm.table, window_page(window.address, window.step, count))):
             count += 1
         window.count = count
         return
@@ -164,17 +168,17 @@ cdef void _fill(Memory memory, uint64_t page) noexcept nogil:
     cdef Window window
     cdef uint64_t at
     cdef uint32_t age, offset
-    cdef int64_t turn
+    cdef uint32_t turn
     cdef uint64_t gone = memory.clock - memory.evicted_at[offset_of(table_get(memory.mm.table, page))]
     memory.faults += 1
-    readahead_window(&memory.mm.fills, page, &window)
+    readahead_window(&memory.mm.fills, page << PAGE_SHIFT, &window)
     _plan(memory, page, &window)
     readahead_look_beyond(memory.mm.table, &window)
     readahead_done(&memory.mm.fills, &window)
     if window.left_count >= LEFT_LEAST:
         trail_add(&memory.mm.trail, window.left_start, window.left_count)
     for turn in range(window.count):
-        at = window.start + <uint64_t>(turn * window.step)
+        at = window.start + turn if window.step == PAGE_BYTES else window_page(window.address, window.step, turn)
         age = AGE_READAHEAD
         if at == page and window.count < STREAMING:
             age = reclaim_age(<uint32_t>min(gone >> memory.stamp_shift, <uint64_t>STAMP_LAST), 0,

@@ -61,6 +61,7 @@ cdef extern from "system.h" nogil:
         UFFD_FEATURE_EVENT_UNMAP
         UFFD_FEATURE_PAGEFAULT_FLAG_WP
         UFFD_FEATURE_THREAD_ID
+        UFFD_FEATURE_EXACT_ADDRESS
         UFFD_FEATURE_MOVE
 
     struct uffd_msg_pagefault:

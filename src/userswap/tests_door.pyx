@@ -38,7 +38,9 @@ from userswap.pagetable cimport (
 from userswap.ranges cimport Ranges as RangesStruct
 from userswap.ranges cimport ranges_add, ranges_copy, ranges_end, ranges_free, ranges_hit, ranges_remove
 from userswap.readahead cimport Streams as StreamsStruct
-from userswap.readahead cimport Window, readahead_done, readahead_find_strides, readahead_init, readahead_window
+from userswap.readahead cimport (
+    Window, readahead_done, readahead_find_strides, readahead_init, readahead_window, window_page,
+)
 from userswap.reclaim cimport reclaim_age as c_reclaim_age
 from userswap.reclaim cimport reclaim_is_hot as c_reclaim_is_hot
 from userswap.reclaim cimport reclaim_run as c_reclaim_run
@@ -60,8 +62,8 @@ from userswap.system cimport (
 )
 from userswap.types cimport (
     AGE_FRESH, AGE_REFAULT, BLOCK_BYTES, BLOCK_PAGES, CACHED, COUNT_EVER, COUNT_MORE, FILLED, FREE, NARROW_MORE,
-    PAGE_BYTES, STORED, age_of, entry_count, entry_make, entry_payload, entry_state, is_present, present_value,
-    stored_block, stored_index, stored_stamp,
+    PAGE_BYTES, PAGE_SHIFT, STORED, age_of, entry_count, entry_make, entry_payload, entry_state, is_present,
+    present_value, stored_block, stored_index, stored_stamp,
 )
 
 STATES = {'free': FREE, 'filled': FILLED, 'cached': CACHED, 'stored': STORED}
@@ -1130,7 +1132,7 @@ cdef class Streams:
     def fault(self, uint64_t page, low=None, high=None):
         """(start, count, confirmed) of the window, and it is done; of its pages at most those in [low, high)."""
         cdef Window window
-        readahead_window(&self.streams, page, &window)
+        readahead_window(&self.streams, page << PAGE_SHIFT, &window)
         start, end = window.start, window.start + window.count
         if low is not None:
             start = max(start, low)
@@ -1141,13 +1143,14 @@ cdef class Streams:
         readahead_done(&self.streams, &window)
         return asked
 
-    def fault_by_step(self, uint64_t page, most=None):
-        """(step, count, confirmed) of the window, of which at most so many pages are taken."""
+    def fault_at(self, uint64_t address, most=None):
+        """(step in bytes, pages, confirmed) of the window, of which at most so many pages are taken."""
         cdef Window window
-        readahead_window(&self.streams, page, &window)
-        asked = (window.step, window.count, window.confirmed)
-        assert window.step == 1 or window.start == page
-        window.count = window.count if most is None else min(window.count, <uint32_t>most)
+        readahead_window(&self.streams, address, &window)
+        count = window.count if most is None else min(window.count, <uint32_t>most)
+        pages = [window_page(window.address, window.step, at) for at in range(count)]
+        asked = (window.step, pages, window.confirmed)
+        window.count = count
         readahead_done(&self.streams, &window)
         return asked
 

@@ -78,7 +78,7 @@ cdef int touch_page(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
     cdef Window window
     cdef int error = 0
     cdef uint64_t done
-    readahead_window(&mm.touches, page, &window)
+    readahead_window(&mm.touches, page << PAGE_SHIFT, &window)
     _trim_untouched(mm, page, &window)
     window.count = fill_unguarded(mm, window.start, page, window.count)
     if window.count == 0 or window.count > room_left(engine):
@@ -167,7 +167,7 @@ cdef int touch_unprotect(Worker *worker, Mm *mm, uint64_t page) noexcept nogil:
     cdef int64_t copied = 0
     cdef int result
     add_i64(&worker.engine.counters.faults_write_protected, 1)
-    readahead_window(&mm.unprotects, page, &window)
+    readahead_window(&mm.unprotects, page << PAGE_SHIFT, &window)
     _give_up_copy(worker.engine, mm, page, &room, &copied)
     while high < window.start + window.count and _give_up_copy(worker.engine, mm, high, &room, &copied):
         high += 1
