@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //
 // scale MIB PROCESSES THREADS OPS KIND: fills MIB of memory, divided among processes, then waits for a line, then reads
-// words of pages at random, in so many threads of each process. KIND "word": each page repeats a word of its own, and
+// words of pages at random, in so many threads of each process. KIND "word": each page repeats one of 4096 words, and
 // takes no swap; "bits": random bits. Prints a line once it is filled, and at the end, as JSON, what both took.
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8 };
+enum { PAGE = 4096, WORDS = PAGE / 8, VALUES = 4096 };
 
 static uint64_t pages, ops; // of each process, of each thread
 static uint64_t *area;
@@ -40,7 +40,7 @@ static uint64_t mix(uint64_t x)
 
 static uint64_t word(uint64_t page, uint64_t at)
 {
-	return repeats ? mix(page) : (mix(page) + at) * 0x9e3779b97f4a7c15u;
+	return repeats ? mix(page % VALUES) : (mix(page) + at) * 0x9e3779b97f4a7c15u;
 }
 
 static void fill(void)

@@ -488,8 +488,8 @@ cdef void _record(Engine *engine, Mm *mm, Fill *fill, uint64_t page) noexcept no
 
 
 cdef int fill_page(Worker *worker, Mm *mm, uint64_t address, bint write) noexcept nogil:
-    """Brings the swapped page that holds the address back, with Mm.lock held. Returns 0, or -EAGAIN when it is just being
-    evicted."""
+    """Brings the swapped page that holds the address back, with Mm.lock held. Returns 0, or -EAGAIN when it is just
+    being evicted."""
     cdef Engine *engine = worker.engine
     cdef uint64_t page = address >> PAGE_SHIFT
     cdef Window window
