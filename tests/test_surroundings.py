@@ -323,6 +323,9 @@ def test_limits_that_are_too_narrow(programs: Programs, limits: str, why: str) -
     assert "WRONG" not in done.stderr
 
 
+LOOKS = "40"  # it lives for as long as entering it is tried
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 6, 8, 12, 16, 20])
 def test_no_more_processes_are_allowed(programs: Programs, most: int) -> None:
@@ -331,7 +334,7 @@ def test_no_more_processes_are_allowed(programs: Programs, most: int) -> None:
     group.mkdir()
     try:
         (group / "pids.max").write_text(str(most))
-        done = limited(f"echo $$ > {group}/cgroup.procs", "64M", [programs("fill_fast"), "96", "1"])
+        done = limited(f"echo $$ > {group}/cgroup.procs", "64M", [programs("fill_fast"), "96", "1", LOOKS])
     finally:
         wait_until(lambda: not (group / "cgroup.procs").read_text(), 10, "all have ended")
         group.rmdir()

@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from userswap import libc
 from userswap.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OWN_ERROR
@@ -101,7 +102,8 @@ class Program:
 
     def go(self) -> None:
         """Let it run, and wait until it does. Raises Failure if it does not."""
-        with self._report:
+        words: list[str] = []
+        with self._report, suppress(BrokenPipeError, ConnectionResetError):  # killed: as if it had run
             self._report.send(_GO)
             words = self._report.recv(_LONGEST_REPORT).decode().split()
         if words:
@@ -145,6 +147,7 @@ def _become(command: list[str], inherited: Inherited, report: socket.socket, cat
         except OSError as error:
             report.send(f"unwatched {error.errno}".encode())
             return
+    libc.set_name("userswap-start")  # so that it is not entered before it is the program (processes.pyx)
     socket.send_fds(report, [_READY], listener)
     for fd in listener:
         os.close(fd)

@@ -26,6 +26,7 @@ cdef struct Process:
     bint shares             # it has its parent's address space (vfork, or a helper): not counted
     bint unsure             # ... or may have: it is being made
     bint helper             # it is one of ours
+    bint starting           # it is still the fork of the keeper that is about to become the program
     bint known              # the monitor has seen it
     bint fresh              # not yet there at a measurement: as much as it may share is not counted
     int64_t inherited       # ... which is what its parent had then

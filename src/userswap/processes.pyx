@@ -262,6 +262,7 @@ cdef void _read_name(Process *process) noexcept nogil:
         process.name[length - 1] = 0
     close(fd)
     process.helper = strcmp(process.name, b"userswap-helper") == 0
+    process.starting = strcmp(process.name, b"userswap-start") == 0
 
 
 cdef Process *_add(Tree *tree, pid_t pid, pid_t parent) noexcept nogil:
@@ -405,6 +406,12 @@ cdef int64_t _pages(Tree *tree, int64_t copied) noexcept nogil:
 cdef void _sample(Tree *tree, Process *process, uint64_t now) noexcept nogil:
     """Looks at a process. Marks it when it is gone."""
     cdef bint counts = process.fresh or process.shared > 0      # so do its relatives now
+    if process.starting:
+        _read_name(process)
+        if not process.starting:        # the program is there, and nothing of the fork any more
+            process.found_at = now
+            process.shared = 0
+            process.measured = 0
     process.anonymous = anonymous_pages(process.statm, &process.mapped, &process.untouched)
     if process.anonymous < 0 or process.mapped == 0:    # gone, or a zombie
         process.anonymous = 0
