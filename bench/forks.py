@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.workloads import compiled
+
 RAM = "96M"
 COUNT = 100
 HERE = Path(__file__).parent
@@ -29,8 +31,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="userswap-bench-") as folder:
         Path(folder).chmod(0o755)
-        binary = Path(folder) / "forks"
-        subprocess.run(["gcc", "-O2", str(HERE / "forks.c"), "-o", str(binary)], check=True)
+        binary = compiled(HERE / "forks.c", Path(folder))
         for mib in (8, 128):
             taken: dict[str, list[int]] = {way: [] for way in WAYS}
             for _ in range(rounds):

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from bench.workloads import compile_micro
+from bench.workloads import MICRO_SOURCE, compiled
 from userswap import tests_door as door
 
 LAYOUTS = (64, 32)
@@ -187,7 +187,7 @@ def run_once(binary: Path, bits: int, options: argparse.Namespace) -> dict[str, 
 def print_program(options: argparse.Namespace) -> None:
     found: dict[int, list[dict[str, float]]] = {bits: [] for bits in LAYOUTS}
     with tempfile.TemporaryDirectory(prefix="userswap-bench-") as folder:
-        binary = compile_micro(Path(folder))
+        binary = compiled(MICRO_SOURCE, Path(folder))
         for number in range(options.rounds):
             for bits in LAYOUTS if number % 2 == 0 else LAYOUTS[::-1]:
                 print(f"round {number + 1} of {options.rounds}: {bits} bits", file=sys.stderr)

@@ -25,6 +25,7 @@ import matplotlib
 from bench import kernel
 from bench.__main__ import interrupted
 from bench.figures import row
+from bench.workloads import compiled
 
 matplotlib.use("Agg")
 import matplotlib.pyplot
@@ -85,14 +86,14 @@ class Live:
         found: dict[str, int] = json.loads(self.userswap("status", "--json"))["engines"][0]
         return found
 
-    def own_bytes(self) -> int:
+    def own_bytes(self, status: dict[str, int]) -> int:
         """Of memory that the engine has for itself, without what it keeps for the program."""
-        keeper = self.status()["pid"]
+        keeper = status["pid"]
         below = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
         (engine,) = [pid for pid in below if Path(f"/proc/{pid}/comm").read_text().strip() == ENGINE]
         rollup = Path(f"/proc/{engine}/smaps_rollup").read_text()
         kib = sum(int(size) for size in re.findall(r"^Pss_(?:Anon|Shmem): +(\d+) kB", rollup, re.MULTILINE))
-        return (kib << 10) - self.status()["packed_resident_bytes"]
+        return (kib << 10) - status["packed_resident_bytes"]
 
     def settle(self) -> None:
         """Until nothing is evicted any more."""
@@ -128,10 +129,11 @@ def live(case: Case, kind: str, ram: str, swap: list[str], binary: Path, folder:
 def measure(case: Case, options: argparse.Namespace, binary: Path, folder: Path) -> Cost:
     with live(case, "word", options.ram, [f"{folder}:1G"], binary, folder) as one:
         one.settle()
-        swapped, own = one.status()["entries"], one.own_bytes()
+        status = one.status()
+        own = one.own_bytes(status)
         phases = one.finish()
     us = {name: phase["seconds"] / phase["units"] * 1e6 for name, phase in phases.items()}
-    return Cost(us["fill"], us["random reads"], own, swapped)
+    return Cost(us["fill"], us["random reads"], own, status["entries"])
 
 
 def swapoff(gib: int, options: argparse.Namespace, binary: Path, folder: Path) -> float:
@@ -213,10 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(stop, interrupted)
     with tempfile.TemporaryDirectory(prefix=kernel.PREFIX, dir=options.directory) as name:
         folder = Path(name)
-        binary = folder / "scale"
-        source = HERE / "workloads/scale.c"
-        flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
-        subprocess.run(["gcc", *flags, "-o", str(binary), str(source)], check=True)
+        binary = compiled(HERE / "workloads/scale.c", folder)
         costs: dict[Case, Cost] = {}
         for case in cases(options):
             costs[case] = measure(case, options, binary, folder)

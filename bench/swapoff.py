@@ -32,6 +32,7 @@ from typing import Any
 
 from bench import kernel
 from bench.__main__ import interrupted
+from bench.workloads import compiled
 
 HERE = Path(__file__).parent
 SIDES = ("kernel", "kernel-moving", "userswap", "userswap-memory")
@@ -375,13 +376,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def compile_holder(folder: Path) -> Path:
-    binary = folder / "holder"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(HERE / "holder.c"), "-o", str(binary)]
-    subprocess.run(command, check=True)
-    return binary
-
-
 def run_case(case: Case, binary: Path, options: argparse.Namespace, turn: int) -> None:
     disk = measure_disk(options.directory, options.size * MIB)
     print(
@@ -428,7 +422,7 @@ def main(argv: list[str] | None = None) -> None:
         for processes in options.processes
     ]
     with tempfile.TemporaryDirectory(prefix=kernel.PREFIX) as folder:
-        binary = compile_holder(Path(folder))
+        binary = compiled(HERE / "holder.c", Path(folder))
         for turn in range(options.rounds * len(cases)):
             run_case(cases[turn % len(cases)], binary, options, turn)
 

@@ -155,7 +155,7 @@ class EngineProcess:
         self._keeper = keeper
         self._keeper_pid = keeper_pid
         self._known: dict[int, int] = {}  # until the sampler knows them: of each pid when it was started
-        self._know(left.pids if left is not None else ())
+        self._know(map(tree.look_at, left.pids if left is not None else ()))
         self._areas = list(areas)
         self._options = options
         self._poller = select.poll()
@@ -328,7 +328,7 @@ class EngineProcess:
 
     def _heed(self, engine: "Engine", word: str, rest: Sequence[str]) -> None:
         if word == "program":
-            self._know([int(rest[0])])
+            self._know([tree.look_at(int(rest[0]))])
         elif word == "watch":
             self._watch(engine)
             self._keeper.send("watching")
@@ -351,7 +351,7 @@ class EngineProcess:
                 self._control.upgraded(rest[0], " ".join(rest[1:]))
         elif word == "ended":
             self._ended = True
-            self._know(one.pid for one in tree.programs(self._keeper_pid, engine.own_processes()))
+            self._know(tree.programs(self._keeper_pid, engine.own_processes()))
             self._report(engine)
             self._keeper.send("reported")
         elif word == "let-go":
@@ -380,7 +380,7 @@ class EngineProcess:
         stopped before any of it is ended: nobody's child can be told from a child of what has ended."""
         while (message := self._keeper.receive()) is not None:
             if message[0][0] == "program":
-                self._know([int(message[0][1])])
+                self._know([tree.look_at(int(message[0][1]))])
         stopped: set[int] = set()
         while found := self._tree(engine) - stopped:
             _signal_all(found, signal.SIGSTOP)
@@ -390,8 +390,7 @@ class EngineProcess:
         self._close_control()
         os._exit(EXIT_OWN_ERROR)
 
-    def _know(self, pids: Iterable[int]) -> None:
-        found = [tree.look_at(pid) for pid in pids]
+    def _know(self, found: "Iterable[tree.Process | None]") -> None:
         self._known = {one.pid: one.started for one in found if one is not None}
 
     def _tree(self, engine: "Engine | None") -> set[int]:

@@ -91,14 +91,15 @@ cdef uint32_t fill_unguarded(Mm *mm, uint64_t start, uint64_t page, uint32_t cou
 
 cdef uint32_t _unguarded_steps(Mm *mm, uint64_t address, int64_t step, uint32_t count) noexcept nogil:
     """As fill_unguarded, of a stride's pages."""
-    cdef uint32_t at = 1
+    cdef uint32_t at
     cdef uint64_t start
-    while at < count and mm.entered:
+    if not mm.entered:
+        return count
+    for at in range(1, count):
         start = window_page(address, step, at) << PAGE_SHIFT
         if sys_pagemap_guard(mm.pagemap, start, start + PAGE_BYTES) == start:
-            break
-        at += 1
-    return at if mm.entered else count
+            return at
+    return count
 
 
 # ---- fill: planning, with Mm.lock held

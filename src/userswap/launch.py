@@ -143,7 +143,9 @@ def _become(command: list[str], inherited: Inherited, report: socket.socket, cat
     listener = []
     if catches:
         try:
-            listener.append(_watch_forks())
+            from userswap.tracer import watch_forks
+
+            listener.append(watch_forks())
         except OSError as error:
             report.send(f"unwatched {error.errno}".encode())
             return
@@ -156,12 +158,6 @@ def _become(command: list[str], inherited: Inherited, report: socket.socket, cat
     signal.pthread_sigmask(signal.SIG_SETMASK, inherited.mask)
     number = _exec([os.fsencode(word) for word in command], inherited.environment)
     report.send(f"errno {number}".encode())
-
-
-def _watch_forks() -> int:
-    from userswap.tracer import watch_forks
-
-    return watch_forks()
 
 
 def _exec(command: list[bytes], environment: dict[bytes, bytes]) -> int:

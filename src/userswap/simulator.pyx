@@ -146,7 +146,7 @@ cdef uint32_t _new_offset(Memory memory) noexcept nogil:
 
 
 cdef void _plan(Memory memory, uint64_t page, Window *window) noexcept nogil:
-    """The swapped pages of the window that lie beside the page, as in fill.pyx."""
+    """The swapped pages of the window that lie beside the page, as in fill.pyx. From its address on, step by step."""
     cdef uint64_t low = page
     cdef uint64_t high = page + 1
     cdef uint32_t count = 1
@@ -161,6 +161,7 @@ cdef void _plan(Memory memory, uint64_t page, Window *window) noexcept nogil:
     while high < window.start + window.count and is_swapped(table_get(memory.mm.table, high)):
         high += 1
     window.start = low
+    window.address = low << PAGE_SHIFT
     window.count = <uint32_t>(high - low)
 
 
@@ -178,7 +179,7 @@ cdef void _fill(Memory memory, uint64_t page) noexcept nogil:
     if window.left_count >= LEFT_LEAST:
         trail_add(&memory.mm.trail, window.left_start, window.left_count)
     for turn in range(window.count):
-        at = window.start + turn if window.step == PAGE_BYTES else window_page(window.address, window.step, turn)
+        at = window_page(window.address, window.step, turn)
         age = AGE_READAHEAD
         if at == page and window.count < STREAMING:
             age = reclaim_age(<uint32_t>min(gone >> memory.stamp_shift, <uint64_t>STAMP_LAST), 0,
