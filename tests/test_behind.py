@@ -16,11 +16,11 @@ words = numpy.arange(96 << 17)
 for _ in range(6):
     words.sum()
 del words
-idle = "import numpy, sys; x = numpy.arange(40 << 17); print(flush=True); sys.stdin.read(); assert x[5] == 5"
+idle = "import numpy, sys; x = numpy.arange(60 << 17); print(flush=True); sys.stdin.read(); assert x[5] == 5"
 idle = subprocess.Popen([sys.executable, "-c", idle], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 idle.stdout.readline()
-words = numpy.arange(30 << 17)
-for _ in range(60):
+words = numpy.arange(40 << 17)
+for _ in range(300):
     assert words.sum() == len(words) * (len(words) - 1) // 2
 idle.stdin.close()
 assert idle.wait() == 0
@@ -111,11 +111,10 @@ def test_torture_with_what_streams_leave_behind(userswap: Runner, programs: Prog
 
 
 def test_memory_of_another_process_that_is_not_wanted_goes(userswap: Runner) -> None:
-    """Though streams go over more than there is beside it, of which what is behind would go first."""
-    brought = {}
-    for policy in ("ages", "behind"):
-        options = ["--quiet", "--policy", policy]
-        run = userswap([sys.executable, "-c", BESIDE], 64 * MIB, timeout=120, options=options)
-        assert run.stdout == b"ok\n", run.describe()
-        brought[policy] = run.stats["pages_in"]
-    assert brought["behind"] < 0.95 * brought["ages"], brought
+    """Though streams go over more than there is beside it, of which what is behind would go first. If it
+    did not, all that is gone over would come back each time; so it does for some passes yet, and then fits."""
+    options = ["--quiet", "--policy", "behind"]
+    run = userswap([sys.executable, "-c", BESIDE], 96 * MIB, timeout=120, options=options)
+    assert run.stdout == b"ok\n", run.describe()
+    streamed, again = 6 * 96 * MIB // 4096, 300 * 40 * MIB // 4096
+    assert run.stats["pages_in"] < streamed + again / 4, run.describe()

@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,8 +119,10 @@ def start(built: Callable[..., str]) -> Iterator[Start]:
 
 
 @contextlib.contextmanager
-def attached(pid: int, features: int = FEATURE_MOVE, staging: int = 2 << 20) -> Iterator[Any]:
-    helper = door.Attached(pid, features, staging)
+def attached(
+    pid: int, features: int = FEATURE_MOVE, staging: int = 2 << 20, hold: tuple[int, int] | None = None
+) -> Iterator[Any]:
+    helper = door.Attached(pid, features, staging, hold)
     try:
         yield helper
     finally:
@@ -128,8 +131,9 @@ def attached(pid: int, features: int = FEATURE_MOVE, staging: int = 2 << 20) -> 
 
 
 def cycles(pid: int, count: int) -> None:
-    for _ in range(count):
-        with attached(pid) as helper:
+    """In each second one a thread is held until the helper is made."""
+    for cycle in range(count):
+        with attached(pid, hold=(-1, -1) if cycle % 2 else None) as helper:
             helper.call(door.NOTHING)
 
 
@@ -272,6 +276,55 @@ def test_a_sandboxed_program_is_not_killed(start: Start, mode: str, refused: int
     else:
         cycles(program.pid, 10)
     assert program.finish() == "good 1"
+
+
+# ---- one that is held meanwhile ----
+
+
+def test_a_held_program_waits(start: Start) -> None:
+    program = start("inject_memory")
+    told, tell = os.pipe()
+    wait, go = os.pipe()
+    helpers: list[Any] = []
+    attaching = threading.Thread(
+        target=lambda: helpers.append(door.Attached(program.pid, FEATURE_MOVE, 2 << 20, (tell, wait)))
+    )
+    attaching.start()
+    assert os.read(told, 1) == b"\0"
+    assert state(program.pid) == "t"
+    assert status(program.pid, "SigBlk") == "0" * 16
+    os.write(go, b"\0")
+    attaching.join()
+    assert status(program.pid, "TracerPid") == "0"
+    for helper in helpers:
+        helper.end()
+        os.close(helper.fields["uffd"])
+    assert len(helpers) == 1
+    for fd in (told, tell, wait, go):
+        os.close(fd)
+    program.poke()
+    assert program.line() == "good"
+
+
+@pytest.mark.parametrize("name", ["inject_busy 1", "inject_storm"])
+def test_whoever_holds_it_is_killed(start: Start, name: str) -> None:
+    """It goes on as it was."""
+    program = start(*name.split())
+    for _ in range(20):
+        told, tell = os.pipe()
+        holder = os.fork()
+        if holder == 0:
+            door.Attached(program.pid, FEATURE_MOVE, 2 << 20, (tell, os.pipe()[0]))
+            os._exit(1)
+        os.close(tell)
+        assert os.read(told, 1) == b"\0"
+        os.close(told)
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        until(lambda: status(program.pid, "TracerPid") == "0")
+        for child in Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    assert program.finish().startswith("good")
 
 
 # ---- what is left behind ----

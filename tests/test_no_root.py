@@ -73,6 +73,22 @@ def test_behaviour(userswap: Runner, programs: Programs, behaviour: str, prefix:
     assert run.stats["forks"] > 0 or behaviour in ("vfork_evicted", "exec_evicted"), run.describe()
 
 
+@pytest.mark.parametrize("behaviour", ["exec_evicted", "fork_refused"])
+def test_limit_while_all_cpus_are_busy(userswap: Runner, programs: Programs, behaviour: str) -> None:
+    """Nothing of ours has priority there: each step of entering a process waits for its turn."""
+    busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        for _ in range(3):
+            run = userswap(
+                [programs(behaviour), BALLAST_MIB], RAM, timeout=60, prefix=AS_USER, tolerance=LATE
+            )
+            assert run.stdout.endswith(b"ok\n"), run.describe()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def test_no_wrong_byte(userswap: Runner, programs: Programs, prefix: list[str]) -> None:
     command = [programs("torture"), "6", "160", "4", "2", "1"]
     run = userswap(command, RAM, timeout=100, env=CHECKED, tolerance=UNBOUNDED, prefix=prefix)

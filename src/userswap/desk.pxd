@@ -52,8 +52,10 @@ cdef struct Desk:
     int uffd
     uint64_t features
     uint64_t staging_length
+    bint holds              # a thread of the target, until desk_let_go
     # The answer.
     Helper helper
+    uint32_t held           # futex; 1: it is held
     # DESK_REMOVE, as for helper_remove.
     Helper removed
     Births births
@@ -62,12 +64,13 @@ cdef bint line_next(Line *line, uint64_t us) noexcept nogil
 cdef void line_answer(Line *line, int result) noexcept nogil
 
 cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uint64_t features, uint64_t staging_length,
-                   Helper *helper) noexcept nogil
+                   bint holds, Helper *helper) noexcept nogil
 cdef int desk_remove(Desk *desk, const bint *stopping, const Helper *helper) noexcept nogil
 cdef bint desk_is_busy(Desk *desk) noexcept nogil
 cdef void desk_await(Desk *desk, const bint *stopping) noexcept nogil
 cdef void desk_void(Desk *desk) noexcept nogil
 cdef void desk_taken(Desk *desk) noexcept nogil
+cdef void desk_let_go(Desk *desk) noexcept nogil
 cdef void desk_discard(Desk *desk) noexcept nogil
 cdef int births_tell(Births *births, uint32_t what) noexcept nogil
 

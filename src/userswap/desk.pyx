@@ -49,14 +49,15 @@ cdef void line_answer(Line *line, int result) noexcept nogil:
 # ---- what the engine asks for
 
 cdef int desk_make(Desk *desk, const bint *stopping, pid_t target, int uffd, uint64_t features, uint64_t staging_length,
-                   Helper *helper) noexcept nogil:
-    """As helper_inject. desk_taken is owed afterwards, unless it failed."""
+                   bint holds, Helper *helper) noexcept nogil:
+    """As helper_inject. desk_taken is owed afterwards, unless it failed; and desk_let_go, where it `holds`."""
     cdef int result
     desk.what = DESK_MAKE
     desk.target = target
     desk.uffd = uffd
     desk.features = features
     desk.staging_length = staging_length
+    desk.holds = holds
     result = _ask(&desk.line, stopping)
     if result != 0:
         return result
@@ -100,6 +101,12 @@ cdef int desk_remove(Desk *desk, const bint *stopping, const Helper *helper) noe
 cdef void desk_taken(Desk *desk) noexcept nogil:
     """The helper is in the engine's state now, or no more: its descriptors may soon be others'."""
     desk.helper.pid = 0
+
+
+cdef void desk_let_go(Desk *desk) noexcept nogil:
+    """Whom the tracer holds goes on, if it holds anybody."""
+    store_u32(&desk.held, 0)
+    sys_shared_wake(&desk.held)
 
 
 cdef void desk_discard(Desk *desk) noexcept nogil:

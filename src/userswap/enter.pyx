@@ -19,7 +19,7 @@ from posix.types cimport pid_t
 from posix.unistd cimport close
 
 from userswap.events cimport events_await_parent, events_drain
-from userswap.desk cimport desk_await, desk_discard, desk_make, desk_taken
+from userswap.desk cimport desk_await, desk_discard, desk_let_go, desk_make, desk_taken
 from userswap.inject cimport HELPER_STAGING, Helper, helper_end, helper_features, helper_is_in
 from userswap.limit cimport limit_near, limit_reached_by
 from userswap.log cimport log_populate
@@ -64,7 +64,7 @@ cdef int _make_helper(Engine *engine, pid_t pid, int uffd, Helper *helper) noexc
     cdef int result
     cdef uint64_t features = helper_features(not engine.desk.births.caught)
     pthread_mutex_lock(&engine.desk_lock)
-    result = desk_make(engine.desk, &engine.stopping, pid, uffd, features, HELPER_STAGING, helper)
+    result = desk_make(engine.desk, &engine.stopping, pid, uffd, features, HELPER_STAGING, limit_near(engine), helper)
     pthread_mutex_unlock(&engine.desk_lock)
     return result
 
@@ -307,6 +307,7 @@ cdef void *_enter_main(void *argument) noexcept nogil:
         _may_overdraw(engine, True, 0 if entry.again else entry.parent)
         entry.result = -ESRCH if tree_is_own(&engine.tree, entry.pid) else _enter(
             engine, entry.pid, entry.parent, &entry.mm_id)
+        desk_let_go(engine.desk)
         _may_overdraw(engine, False, 0)
         entry.done = True
     return NULL

@@ -75,7 +75,12 @@ cdef struct Helper:
     uint64_t own_end[4]
     uint64_t staging
     uint64_t staging_length
-    uint64_t stopped_ns         # how long the target's thread was held (its other threads ran on)
+    uint64_t stopped_ns         # how long the target's thread was stopped (its other threads ran on)
+
+# One thread of the target, the one that was stopped, is held until `made` returns, which is told of the helper and
+# which the rest of what is to be done first may be left to.
+cdef struct Hold:
+    void (*made)(Hold *hold, Helper *helper) noexcept nogil
 
 # What every one gets: how long its staging is, and the features of its userfaultfd. `told`: those of forks as well, for
 # which the kernel wants CAP_SYS_PTRACE.
@@ -89,7 +94,7 @@ cdef inline uint64_t helper_features(bint told) noexcept nogil:
 
 # Put a helper into `target` (a process, not a thread), open a userfaultfd in it and give it `uffd_features`.
 # With `uffd` >= 0 that one is used instead, which the kernel made when a process with a helper forked; the
-# engine gets one more copy of it. -EINVAL then also means that it is another process'.
+# engine gets one more copy of it. -EINVAL then also means that it is another process'. `hold` may be NULL.
 # 0 or -errno; on failure nothing stays behind and `out` is as it was. Waits for at most some seconds.
 #   -ESRCH    gone, or a zombie             -EPERM    another user's, Yama, no full userfaultfd
 #   -EBUSY    traced by someone else        -ENOEXEC  runs 32-bit code
@@ -97,7 +102,7 @@ cdef inline uint64_t helper_features(bint told) noexcept nogil:
 #   -EACCES   a sandbox or a rule against new code      -EINVAL   no such `uffd_features` here
 # No other thread of the caller may wait for any child, or for the target, in the meantime: it would be told
 # of our stops. Watch programs by pidfd, and reap them once they are dead.
-cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length,
+cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length, Hold *hold,
                        Helper *out) noexcept nogil
 
 # The same for the child of a fork that the caller has seized since before its first instruction, and that is at its

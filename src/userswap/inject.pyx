@@ -2,7 +2,8 @@
 """The engine's way into another process: making the resident helper, asking it, ending it.
 
 One thread of the target is stopped for as long as one `clone` takes. What follows happens in the
-clone, a process of its own that shares the target's memory (`furnish`).
+clone, a process of its own that shares the target's memory (`furnish`). Where memory is short the thread is held
+until all is done (Hold): it would take more meanwhile than there is.
 
 Rules, each of which was paid for with a crashed target:
 
@@ -119,6 +120,8 @@ cdef struct Candidate:
 cdef struct Job:
     Helper helper
     bint remove             # ... it. Else make one
+    Hold *hold              # or NULL
+    bint held               # the victim is
     int uffd                # one to use, or -1
     uint64_t features
     uint64_t staging_length
@@ -321,14 +324,22 @@ cdef void reissue_if_leaked(pid_t target, Tracee *victim) noexcept nogil:
     registers.orig_rax = <unsigned long long>-1
 
 
-cdef int release_victim(pid_t target, Tracee *victim) noexcept nogil:
-    """Its schedule first: once it ran, in real time, we might not get to it."""
+cdef int restore_victim(Tracee *victim) noexcept nogil:
+    """It could go on. Its schedule first: once it ran, in real time, we might not get to it."""
     sys_unhurry(victim.tid, &victim.schedule)
-    reissue_if_leaked(target, victim)
     if ptrace(PTRACE_SETREGS, victim.tid, NULL, &victim.registers) < 0:
         return -errno
     if ptrace(PTRACE_SETSIGMASK, victim.tid, <void *>ALL_SIGNALS_SIZE, &victim.mask) < 0:
         return -errno
+    return 0
+
+
+cdef int release_victim(pid_t target, Tracee *victim) noexcept nogil:
+    cdef int rc
+    reissue_if_leaked(target, victim)
+    rc = restore_victim(victim)
+    if rc < 0:
+        return rc
     return 0 if ptrace(PTRACE_DETACH, victim.tid, NULL, NULL) == 0 else -errno
 
 
@@ -378,7 +389,10 @@ cdef int act_in(Job *job, Tracee *victim, pid_t *child) noexcept nogil:
         return rc
     rc = clone_victim(victim, child) if job.reaped == 0 else reap_in_victim(victim, job.reaped)
     left = to_event_stop(victim.tid)
-    if left == 0:
+    job.held = rc == 0 and left == 0 and job.hold != NULL
+    if job.held:
+        left = restore_victim(victim)
+    elif left == 0:
         left = release_victim(job.helper.target, victim)
     if left < 0:        # it has registers of ours, and must not run on with them if it lives
         syscall(SYS_pidfd_send_signal, job.helper.target_pidfd, SIGKILL, NULL, 0)
@@ -454,8 +468,13 @@ cdef int inject(Job *job) noexcept nogil:
     cdef Tracee victim
     cdef pid_t clone = 0
     cdef int rc = try_to_act(job, &victim, &clone)
-    # Even if something went wrong with the thread since, the clone is there and has to be dealt with.
-    return furnish_clone(job, &victim, clone) if clone != 0 else rc
+    if clone != 0:          # even if something went wrong with the thread since, it has to be dealt with
+        rc = furnish_clone(job, &victim, clone)
+    if job.held:
+        if rc == 0:
+            job.hold.made(job.hold, &job.helper)
+        release_victim(job.helper.target, &victim)
+    return rc
 
 
 cdef void start_job(Job *job, pid_t target, int uffd, uint64_t features, uint64_t staging_length) noexcept nogil:
@@ -592,13 +611,14 @@ cdef int run_tracer(Job *job) noexcept nogil:
     return job.error
 
 
-cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length,
+cdef int helper_inject(pid_t target, int uffd, uint64_t uffd_features, uint64_t staging_length, Hold *hold,
                        Helper *out) noexcept nogil:
     cdef Job job
     cdef int rc
     if staging_length == 0 or staging_length % PAGE != 0:
         return -EINVAL
     start_job(&job, target, uffd, uffd_features, staging_length)
+    job.hold = hold
     rc = check_target(&job)
     if rc == 0:
         rc = run_tracer(&job)

@@ -3,9 +3,10 @@
 import os
 
 from libc.stdint cimport uint64_t
+from posix.unistd cimport read, write
 
 from userswap.inject cimport (
-    Helper, USERSWAP_DROP, USERSWAP_EXIT, USERSWAP_MADVISE, USERSWAP_MOVE, USERSWAP_NOTHING,
+    Helper, Hold, USERSWAP_DROP, USERSWAP_EXIT, USERSWAP_MADVISE, USERSWAP_MOVE, USERSWAP_NOTHING,
     USERSWAP_POPULATE_WRITE, helper_call, helper_end, helper_inject, helper_remove,
 )
 
@@ -17,14 +18,35 @@ MADVISE = USERSWAP_MADVISE
 EXIT = USERSWAP_EXIT
 
 
+cdef struct Gate:
+    Hold hold
+    int told
+    int until
+
+
+cdef void _await_gate(Hold *hold, Helper *helper) noexcept nogil:
+    cdef Gate *gate = <Gate *>hold
+    cdef char byte = 0
+    if gate.told >= 0 and write(gate.told, &byte, 1) == 1:
+        read(gate.until, &byte, 1)
+
+
 cdef class Attached:
-    """A helper in process `target`. `uffd` is the caller's to close."""
+    """A helper in process `target`. `uffd` is the caller's to close. With `hold`, a thread of the target is held, until
+    a byte can be read from the second of two files, or for no longer than it takes (-1). It is when there is one in
+    the first."""
     cdef Helper helper
 
-    def __init__(self, int target, uint64_t features=0, uint64_t staging_length=2 << 20):
+    def __init__(self, int target, uint64_t features=0, uint64_t staging_length=2 << 20, hold=None):
         cdef int rc
+        cdef Gate gate
+        cdef Hold *held = NULL
+        gate.hold.made = _await_gate
+        if hold is not None:
+            gate.told, gate.until = hold
+            held = &gate.hold
         with nogil:
-            rc = helper_inject(target, -1, features, staging_length, &self.helper)
+            rc = helper_inject(target, -1, features, staging_length, held, &self.helper)
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
 

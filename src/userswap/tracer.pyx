@@ -8,7 +8,7 @@ While it traces, no other thread of the keeper may wait for children, or it woul
 try_hold(). Nor may one fork while it has locks: hence pause(). A thread that is to be stopped may be amid a fault that
 only another engine can answer, so that one has to be started meanwhile."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.types cimport pid_t
 
@@ -16,7 +16,7 @@ import os
 
 from userswap.catch cimport Notice, catch_await, catch_fork, catch_hurry, catch_install, catch_receive
 from userswap.desk cimport DESK_BYTES, DESK_REMOVE, Desk, desk_is_busy, desk_target, desk_void, line_answer, line_next
-from userswap.inject cimport Helper, helper_hand_over, helper_inject, helper_remove, inject_expect_filter
+from userswap.inject cimport Helper, Hold, helper_hand_over, helper_inject, helper_remove, inject_expect_filter
 from userswap.system cimport (
     EAGAIN,
     ESRCH,
@@ -31,11 +31,15 @@ from userswap.system cimport (
     pthread_mutex_trylock,
     pthread_mutex_unlock,
     pthread_t,
+    store_u32,
     sys_futex_advance,
     sys_futex_wait,
     sys_map_anonymous_shared,
     sys_name_thread,
+    sys_now_us,
     sys_prefer,
+    sys_shared_wait,
+    sys_since_us,
     sys_sleep_us,
 )
 from userswap.tracee cimport tracing_begin, tracing_end
@@ -43,6 +47,7 @@ from userswap.tracee cimport tracing_begin, tracing_end
 cdef enum:
     SPARED_MAX = 32
     NOTICES_MAX = 256
+    HOLD_US = 100000
     SOON_US = 100
     FAILURES = 500          # forks in a row that fail at once
 
@@ -62,13 +67,34 @@ cdef struct State:
     uint32_t received       # futex
 
 
-cdef int _serve(State *state) noexcept nogil:
-    """state.lock is held."""
+cdef struct Held:
+    Hold hold
+    Desk *desk
+    bint answered
+
+
+cdef void _made(Hold *hold, Helper *helper) noexcept nogil:
+    """Answers, and holds the process until the engine has taken its memory into care. An engine that does not, it may
+    have died, is not waited for."""
+    cdef Held *held = <Held *>hold
+    cdef uint64_t start = sys_now_us()
+    helper_hand_over(helper)
+    held.desk.helper = helper[0]
+    store_u32(&held.desk.held, 1)
+    held.answered = True
+    line_answer(&held.desk.line, 0)
+    tracing_end()
+    while load_u32(&held.desk.held) != 0 and sys_since_us(start) < HOLD_US:
+        sys_shared_wait(&held.desk.held, 1, HOLD_US)
+    tracing_begin()
+
+
+cdef int _make(State *state, Held *held) noexcept nogil:
+    """What is to be answered, unless it was."""
     cdef Desk *desk = state.desk
+    cdef Helper helper
     cdef uint32_t at
     cdef int result
-    if desk.what == DESK_REMOVE:
-        return helper_remove(&desk.removed)
     for at in range(min(state.spared_end, <uint32_t>SPARED_MAX)):
         if state.spared[at] == desk.target:
             return -ESRCH
@@ -76,10 +102,24 @@ cdef int _serve(State *state) noexcept nogil:
         state.born = 0
         return -EAGAIN
     memset(&desk.helper, 0, sizeof(Helper))
-    result = helper_inject(desk.target, desk.uffd, desk.features, desk.staging_length, &desk.helper)
-    if result == 0:
-        helper_hand_over(&desk.helper)
+    result = helper_inject(desk.target, desk.uffd, desk.features, desk.staging_length,
+                           &held.hold if desk.holds else NULL, &helper)
+    if result == 0 and not held.answered:
+        helper_hand_over(&helper)
+        desk.helper = helper
     return result
+
+
+cdef void _serve(State *state) noexcept nogil:
+    """state.lock is held."""
+    cdef Held held
+    cdef int result
+    held.hold.made = _made
+    held.desk = state.desk
+    held.answered = False
+    result = helper_remove(&state.desk.removed) if state.desk.what == DESK_REMOVE else _make(state, &held)
+    if not held.answered:
+        line_answer(&state.desk.line, result)
 
 
 # ---- forks that are caught
@@ -197,14 +237,12 @@ cdef void *_forks_main(void *argument) noexcept nogil:
 cdef bint _serve_desk(State *state) noexcept nogil:
     """False where the process is about to fork: that comes first. state.lock is held."""
     cdef bint served = True
-    cdef int result
     pthread_mutex_lock(&state.receive_lock)
     tracing_begin()
     if desk_is_busy(state.desk):
         served = not _is_about_to_fork(state, desk_target(state.desk))
         if served:
-            result = _serve(state)
-            line_answer(&state.desk.line, result)
+            _serve(state)
     tracing_end()
     pthread_mutex_unlock(&state.receive_lock)
     return served
