@@ -112,7 +112,7 @@ def test_torture_with_what_streams_leave_behind(userswap: Runner, programs: Prog
 
 def test_memory_of_another_process_that_is_not_wanted_goes(userswap: Runner) -> None:
     """Though streams go over more than there is beside it, of which what is behind would go first. If it
-    did not, all that is gone over would come back each time; so it does for some passes yet, and then fits."""
+    did not, all that is gone over would come back each time; so it does some times yet, and then fits."""
     options = ["--quiet", "--policy", "behind"]
     run = userswap([sys.executable, "-c", BESIDE], 96 * MIB, timeout=120, options=options)
     assert run.stdout == b"ok\n", run.describe()

@@ -8,7 +8,6 @@ from userswap.mm cimport Engine, Mm
 cdef enum:
     BATCH_PAGES = 256
     BATCH_RUNS = 64
-    BATCH_REFUSED = 8
 
 cdef struct Run:
     uint64_t page
@@ -32,9 +31,9 @@ cdef struct Batch:
     uint8_t dirty[256]
     uint8_t hot[256]        # of dirty pages: they came back soon
     # These outlast the batch.
-    Refused refused[8]      # runs that the kernel refused, perhaps because they are shared
+    Refused refused[64]     # BATCH_RUNS; runs that the kernel refused, perhaps because they are shared
     uint32_t refused_count
-    Refused unshared[8]     # the last that were made the address space's own, and whose
+    Refused unshared[64]    # the last that were made the address space's own, and whose
     uint32_t unshared_count
     uint32_t unshared_mm
 

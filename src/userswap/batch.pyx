@@ -266,7 +266,7 @@ cdef void _stopped_at(Engine *engine, Mm *mm, Batch *batch, Run *run, int result
         table_set(mm.table, page, 0)
         mm.present -= 1
         add_i64(&engine.counters.pages_vanished, 1)
-    elif result == -EBUSY and batch.refused_count < BATCH_REFUSED and not batch_was_unshared(mm, batch, page):
+    elif result == -EBUSY and batch.refused_count < BATCH_RUNS and not batch_was_unshared(mm, batch, page):
         batch.refused[batch.refused_count].page = page
         batch.refused[batch.refused_count].count = run.count - run.moved
         batch.refused_count += 1

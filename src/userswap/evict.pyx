@@ -230,7 +230,8 @@ cdef void _unshare(Engine *engine, Mm *mm, Batch *batch) noexcept nogil:
     if batch.kind == BY_HAND:
         mm.hand = min(mm.hand, batch.refused[0].page)
     else:
-        trail_add(&mm.trail, batch.refused[0].page, batch.refused[0].count)
+        for at in range(batch.refused_count):
+            trail_add(&mm.trail, batch.refused[at].page, batch.refused[at].count)
     memcpy(batch.unshared, batch.refused, sizeof(batch.refused))
     batch.unshared_count = batch.refused_count
     batch.unshared_mm = mm.id
