@@ -39,7 +39,7 @@ MOMENTS = ["use", "clean", "swapoff", "demotion", "takeover"]
 STOPPED = (
     rb"userswap: (swapped memory (came back damaged|could not be read back: error \(-\d+\)), in swap area "
     rb"\S+ at byte \d+|swapped memory came back damaged from a swap area that is gone"
-    rb"|the swap areas (are full|cannot be written: error \(-\d+\)))"
+    rb"|the swap areas (are full|cannot be written: error \(-\d+\), in swap area \S+ at byte \d+))"
 )
 
 

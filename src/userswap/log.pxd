@@ -128,6 +128,8 @@ cdef struct Log:
     uint32_t changed        # futex: a buffer came free, a block was queued, written or fetched
     int error               # first error of a write that no area could take, or 0
     int errors              # failed writes in a row
+    int error_area          # where the last one was to go, -1: nowhere
+    uint32_t error_slot
     bint stopping           # nobody will write or wait any more
     uint64_t slots          # of all areas
     uint64_t slots_used

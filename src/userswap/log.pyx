@@ -89,6 +89,7 @@ cdef int log_init(Log *log, Space *space, int buffers) noexcept nogil:
         log.lists[at].first = log.lists[at].last = NO_BLOCK
     log.free_ids = NO_BLOCK
     log.plain_most = buffers
+    log.error_area = -1
     log.blocks = <Block *>arena_reserve(MAX_BLOCKS * sizeof(Block))
     log.buffers = <uint8_t **>sys_reserve(BUFFERS_EVER * sizeof(uint8_t *))
     if log.blocks == NULL or log.buffers == NULL:
@@ -520,6 +521,8 @@ cdef int _write_block(Log *log, uint32_t at) noexcept nogil:
             log_changed(log)
         else:
             slot_return(log, &log.areas[area], slot)
+            log.error_area = area
+            log.error_slot = slot
         pthread_mutex_unlock(&log.lock)
         if result == 0:
             return 0

@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from userswap.fetch cimport log_fetch_next, log_fetch_none
 from userswap.log cimport log_free_slots, log_write_next
-from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, entry_put, mm_next, mm_put
+from userswap.mm cimport WHOLE_TABLE_BITS, Mm, copy_of, engine_stop, engine_stop_at, entry_put, mm_next, mm_put
 from userswap.pack cimport pack_clean, pack_clean_ahead, pack_compact, pack_next
 from userswap.pagetable cimport table_visit
 from userswap.slots cimport slots_spare, slots_discard_next
@@ -27,7 +27,7 @@ from userswap.system cimport (
     sys_step_back,
 )
 from userswap.tier cimport tier_adjust, tier_fetched, tier_trim, tier_yield
-from userswap.types cimport age_of, is_present, offset_of, present_value
+from userswap.types cimport BLOCK_BYTES, age_of, is_present, offset_of, present_value
 
 cdef enum:
     CLEAN_TURNS = 1000      # waits for a block that is in use
@@ -46,6 +46,9 @@ cdef void writeback_failed(Engine *engine, int result) noexcept nogil:
         return
     if result == -ENOSPC:
         engine_stop(engine, b"the swap areas are full", 0)
+    elif result == engine.log.error and engine.log.error_area >= 0:
+        engine_stop_at(engine, b"the swap areas cannot be written", result, engine.log.error_area,
+                       <uint64_t>engine.log.error_slot * BLOCK_BYTES)
     else:
         engine_stop(engine, b"the swap areas cannot be written: error", result)
 
