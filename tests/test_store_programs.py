@@ -70,6 +70,7 @@ def rereading(
 
 
 UNREAD = rb"swapped memory could not be read back: error \(-5\), in swap area folder://\S+ at byte \d+"
+UNWRITTEN = rb"the swap areas cannot be written: error \(-%d\), in swap area \S+ at byte \d+"
 
 
 def stopped(live: Live, reason: bytes) -> list[bytes]:
@@ -162,7 +163,7 @@ def test_a_store_that_takes_nothing_stops_the_program(
     with userswap.start(
         [programs("reread"), "160", "10000"], RAM, swap=[f"folder://{disk}:400M"], env=PLUGINS_ENV
     ) as live:
-        lines = stopped(live, rb"the swap areas cannot be written: error \(-122\), in swap area \S+ at byte \d+")
+        lines = stopped(live, UNWRITTEN % errno.EDQUOT)
     assert len(lines) == 2, lines
     assert b"Disk quota exceeded" in lines[0], lines
 
@@ -182,7 +183,7 @@ def test_a_store_that_dies_stops_the_program(
         if stalled:
             Stall(disk, "read").wait()
         os.kill(store_of(live), signal.SIGKILL)
-        lines = stopped(live, UNREAD + rb"|the swap areas cannot be written: error \(-5\), in swap area \S+ at byte \d+")
+        lines = stopped(live, UNREAD + rb"|" + UNWRITTEN % errno.EIO)
     said = b": its process ended (signal 9): what it holds is lost"
     assert [line.endswith(said) for line in lines] == [True, False], lines
 
