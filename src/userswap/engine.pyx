@@ -188,6 +188,7 @@ cdef class Engine:
         pthread_mutex_init(&engine.desk_lock, NULL)
         pthread_mutex_init(&engine.deferred_lock, NULL)
         pthread_mutex_init(&engine.returns_lock, NULL)
+        pthread_mutex_init(&engine.scratch_lock, NULL)
         apart = pages >> 13 >= BUFFERS_MAX or "USERSWAP_APART" in os.environ
         if space_init(&engine.space, entry_bits) != 0 or log_init(
                 &engine.log, &engine.space, _buffers(pages, engine.packing, apart)) != 0 or pack_init(

@@ -6,7 +6,7 @@ thread on another CPU is the whole cost of a fault, so the one on the faulting C
 fault is answered is in fill.pyx and touch.pyx.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 
@@ -14,13 +14,12 @@ from userswap.codec cimport unpacker_deinit, unpacker_init
 from userswap.events cimport event_read, events_await_parent, events_drain
 from userswap.fill cimport fill_page
 from userswap.limit cimport room_awaited, room_left, room_take
+from userswap.load cimport load_add_scratch, load_remove_scratch
 from userswap.mm cimport MAX_WORKERS, ROOM_EVENT, Deferred, copy_of, engine_stop, mm_get, mm_put
 from userswap.pagetable cimport table_get, table_set
-from userswap.readahead cimport WINDOW_MAX
 from userswap.system cimport (
     EAGAIN,
     PRIORITY_FAULT,
-    SYS_READS_MAX,
     UFFD_PAGEFAULT_FLAG_WP,
     UFFD_PAGEFAULT_FLAG_WRITE,
     add_i64,
@@ -40,8 +39,6 @@ from userswap.system cimport (
     sys_poll_in,
     sys_reads_deinit,
     sys_reads_init,
-    sys_release,
-    sys_reserve,
     sys_since_us,
     sys_uffd_copy,
     sys_uffd_settled,
@@ -308,31 +305,21 @@ cdef void *_worker_main(void *argument) noexcept nogil:
     return NULL
 
 
-cdef uint64_t _packed_bytes() noexcept nogil:
-    """A window of pages that did not become smaller, their checksums (a page), and what reads round down and up."""
-    return (WINDOW_MAX + 1 + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES
-
-
 cdef Worker *worker_make(Engine *engine) noexcept nogil:
     """What fills pages in one thread, but for its reads. NULL without memory."""
     cdef Worker *worker = <Worker *>calloc(1, sizeof(Worker))
     if worker == NULL:
         return NULL
-    worker.engine = engine
-    worker.buffer = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
-    worker.packed = <uint8_t *>sys_reserve(_packed_bytes())
-    unpacker_init(&worker.unpacker)
-    if worker.buffer == NULL or worker.packed == NULL:
-        worker_free(worker)
+    if not load_add_scratch(engine):
+        free(worker)
         return NULL
+    worker.engine = engine
+    unpacker_init(&worker.unpacker)
     return worker
 
 
 cdef void worker_free(Worker *worker) noexcept nogil:
-    if worker.buffer != NULL:
-        sys_release(worker.buffer, <uint64_t>WINDOW_MAX * PAGE_BYTES)
-    if worker.packed != NULL:
-        sys_release(worker.packed, _packed_bytes())
+    load_remove_scratch(worker.engine)
     unpacker_deinit(&worker.unpacker)
     free(worker.pending.messages)
     free(worker)

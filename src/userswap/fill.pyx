@@ -15,7 +15,7 @@ from userswap.behind cimport returns_back, returns_sampled, trail_add
 from userswap.events cimport events_drain
 from userswap.limit cimport room_left, room_take
 from userswap.fetch cimport log_fetch, log_in_memory
-from userswap.load cimport SEGMENTS, Fill, Segment, load_pages
+from userswap.load cimport SEGMENTS, Fill, Segment, load_begin, load_end, load_pages
 from userswap.log cimport (
     BLOCK_STORED,
     Block,
@@ -410,7 +410,7 @@ cdef const uint8_t *_bytes_from(Worker *worker, Fill *fill, uint32_t first, uint
             break
         count[0] = min(count[0], segment.first + segment.count - first)
         return segment.data + <uint64_t>(segment.index + first - segment.first) * PAGE_BYTES
-    return worker.buffer + <uint64_t>first * PAGE_BYTES
+    return worker.scratch.pages + <uint64_t>first * PAGE_BYTES
 
 
 cdef uint32_t _put_run(Worker *worker, Mm *mm, Fill *fill, uint32_t first, uint32_t count,
@@ -516,6 +516,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t address, bint write) noexcep
     pthread_mutex_unlock(&mm.lock)
     begun = sys_now_us() if engine.log.packs else 0
     sys_crash_point(b"fill-planned")
+    load_begin(worker)
     result = load_pages(worker, &fill)
     if result == 0 and engine.log.packs:
         _tell_tier(engine, &fill, sys_now_us() - begun)
@@ -531,6 +532,7 @@ cdef int fill_page(Worker *worker, Mm *mm, uint64_t address, bint write) noexcep
             add_i64(&engine.counters.faults_from_memory, 1)
         if fill.age > AGE_FRESH:
             add_i64(&engine.counters.pages_refaulted, 1)
+    load_end(worker)
     sys_crash_point(b"fill-marked")
     _release(worker, &fill)
     return 0

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from userswap.mm cimport Worker
+from userswap.mm cimport Engine, Worker
 
 cdef enum:
     SEGMENTS = 64           # pieces that one fill is put together from
@@ -41,4 +41,8 @@ cdef struct Fill:
     uint32_t age            # of the page faulted on
     uint32_t pages_since    # evictions since its own
 
+cdef bint load_add_scratch(Engine *engine) noexcept nogil
+cdef void load_remove_scratch(Engine *engine) noexcept nogil
+cdef void load_begin(Worker *worker) noexcept nogil
+cdef void load_end(Worker *worker) noexcept nogil
 cdef int load_pages(Worker *worker, Fill *fill) noexcept nogil

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The bytes of the pages that a fill has planned: from memory, made up, or read from an area, checked and unpacked.
 
-Without Mm.lock. The fill holds a count of each entry and a pin on each block, so that the bytes stay where they are."""
+Without Mm.lock. The fill holds a count of each entry and a pin on each block, so that the bytes stay where they are.
+
+That is done in a scratch, of which there is one for each thread that fills. The one used last is lent first, so that
+no more of them take memory than were ever in use at once."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from userswap.codec cimport codec_unpack
 from userswap.fetch cimport log_fetched
@@ -20,9 +23,20 @@ from userswap.log cimport (
     log_span,
     log_take,
 )
-from userswap.mm cimport Engine, engine_stop, engine_stop_at
+from userswap.mm cimport MAX_SCRATCH, Engine, Scratch, engine_stop, engine_stop_at
+from userswap.readahead cimport WINDOW_MAX
 from userswap.sums cimport sums_hold
-from userswap.system cimport ECANCELED, add_i64, sys_reads_finish, sys_reads_start
+from userswap.system cimport (
+    ECANCELED,
+    SYS_READS_MAX,
+    add_i64,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    sys_reads_finish,
+    sys_reads_start,
+    sys_release,
+    sys_reserve,
+)
 from userswap.types cimport BLOCK_BYTES, FILLED, PAGE_BYTES, STORED
 
 cdef enum:
@@ -30,6 +44,69 @@ cdef enum:
     READ_AGAIN = 2          # times that what could not be read is read again
     DAMAGED = -74           # -EBADMSG
 
+
+# ---- where
+
+cdef uint64_t _packed_bytes() noexcept nogil:
+    """A window of pages that did not become smaller, their checksums (a page), and what reads round down and up."""
+    return (WINDOW_MAX + 1 + 2 * SYS_READS_MAX) * <uint64_t>PAGE_BYTES
+
+
+cdef void _free_scratch(Scratch *scratch) noexcept nogil:
+    if scratch.pages != NULL:
+        sys_release(scratch.pages, <uint64_t>WINDOW_MAX * PAGE_BYTES)
+    if scratch.packed != NULL:
+        sys_release(scratch.packed, _packed_bytes())
+
+
+cdef bint load_add_scratch(Engine *engine) noexcept nogil:
+    """One more thread fills. False without memory."""
+    cdef Scratch scratch
+    cdef bint enough
+    scratch.pages = <uint8_t *>sys_reserve(<uint64_t>WINDOW_MAX * PAGE_BYTES)
+    scratch.packed = <uint8_t *>sys_reserve(_packed_bytes())
+    pthread_mutex_lock(&engine.scratch_lock)
+    enough = scratch.pages != NULL and scratch.packed != NULL and engine.scratch_made < MAX_SCRATCH
+    if enough:      # lent last
+        memmove(&engine.scratch[1], &engine.scratch[0], engine.scratch_count * sizeof(Scratch))
+        engine.scratch[0] = scratch
+        engine.scratch_count += 1
+        engine.scratch_made += 1
+    pthread_mutex_unlock(&engine.scratch_lock)
+    if not enough:
+        _free_scratch(&scratch)
+    return enough
+
+
+cdef void load_remove_scratch(Engine *engine) noexcept nogil:
+    """One fewer does."""
+    cdef Scratch scratch
+    pthread_mutex_lock(&engine.scratch_lock)
+    scratch = engine.scratch[0]
+    engine.scratch_count -= 1
+    engine.scratch_made -= 1
+    memmove(&engine.scratch[0], &engine.scratch[1], engine.scratch_count * sizeof(Scratch))
+    pthread_mutex_unlock(&engine.scratch_lock)
+    _free_scratch(&scratch)
+
+
+cdef void load_begin(Worker *worker) noexcept nogil:
+    cdef Engine *engine = worker.engine
+    pthread_mutex_lock(&engine.scratch_lock)
+    engine.scratch_count -= 1
+    worker.scratch = engine.scratch[engine.scratch_count]
+    pthread_mutex_unlock(&engine.scratch_lock)
+
+
+cdef void load_end(Worker *worker) noexcept nogil:
+    cdef Engine *engine = worker.engine
+    pthread_mutex_lock(&engine.scratch_lock)
+    engine.scratch[engine.scratch_count] = worker.scratch
+    engine.scratch_count += 1
+    pthread_mutex_unlock(&engine.scratch_lock)
+
+
+# ---- what
 
 cdef bint _is_doubtful(Log *log, Segment *segment) noexcept nogil:
     """Whether its bytes may not be those that were evicted: a medium has had them."""
@@ -49,7 +126,7 @@ cdef int _unpack(Worker *worker, Segment *segment, const uint8_t *data) noexcept
     """Checks and unpacks the pages of a segment; `data` is where its block would begin. Returns 0 or DAMAGED."""
     cdef Log *log = &worker.engine.log
     cdef bint doubtful = _is_doubtful(log, segment)
-    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
+    cdef uint8_t *into = worker.scratch.pages + <uint64_t>segment.first * PAGE_BYTES
     cdef Place place
     cdef uint32_t at
     log_place(log, segment.block, segment.index, &place)
@@ -66,7 +143,7 @@ cdef int _unpack(Worker *worker, Segment *segment, const uint8_t *data) noexcept
 
 cdef int _load_segment(Worker *worker, Segment *segment) noexcept nogil:
     """What is in memory, or made up."""
-    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
+    cdef uint8_t *into = worker.scratch.pages + <uint64_t>segment.first * PAGE_BYTES
     cdef uint64_t length = <uint64_t>segment.count * PAGE_BYTES
     cdef const uint8_t *pages = segment.data + <uint64_t>segment.index * PAGE_BYTES
     cdef uint64_t at
@@ -87,13 +164,13 @@ cdef int _load_segment(Worker *worker, Segment *segment) noexcept nogil:
 
 
 cdef int _read_segment(Worker *worker, Segment *segment, uint64_t *used) noexcept nogil:
-    """Begins to read what is in an area only: plain pages to where they are wanted, packed ones to worker.packed, of
-    which *used bytes are."""
+    """Begins to read what is in an area only: plain pages to where they are wanted, packed ones to
+    worker.scratch.packed, of which *used bytes are."""
     cdef uint32_t start, length
-    cdef uint8_t *into = worker.buffer + <uint64_t>segment.first * PAGE_BYTES
+    cdef uint8_t *into = worker.scratch.pages + <uint64_t>segment.first * PAGE_BYTES
     log_span(&worker.engine.log, segment.block, segment.index, segment.count, &start, &length)
     if segment.packed:
-        into = worker.packed + used[0]
+        into = worker.scratch.packed + used[0]
         used[0] += length
         segment.origin = into - start
     segment.read = into
@@ -146,7 +223,7 @@ cdef int _finish_read(Worker *worker, Segment *segment, int error) noexcept nogi
 
 
 cdef int load_pages(Worker *worker, Fill *fill) noexcept nogil:
-    """Puts the bytes together in the worker's buffer: what is in memory while the areas are being read."""
+    """Puts the bytes together in the worker's scratch: what is in memory while the areas are being read."""
     cdef uint64_t used = 0
     cdef uint32_t at
     cdef int error

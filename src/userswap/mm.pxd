@@ -24,6 +24,7 @@ cdef enum:
     WHOLE_TABLE_BITS = 35   # pages of the user's half of an address space
     MAX_CPUS = 256
     MAX_WORKERS = 512
+    MAX_SCRATCH = 1024      # those who detach fill, too
     WARMERS_MAX = 4
     REASON_BYTES = 256
     MAX_LEFT_ALONE = 64
@@ -151,11 +152,15 @@ cdef struct Deferred:
     uint32_t mm_id
     uffd_msg message
 
+# Where the bytes of a fill are put together.
+cdef struct Scratch:
+    uint8_t *pages          # WINDOW_MAX pages
+    uint8_t *packed         # what was read of packed pages
+
 cdef struct Worker:
     Engine *engine
     int cpu
-    uint8_t *buffer         # WINDOW_MAX pages
-    uint8_t *packed         # what was read of packed pages
+    Scratch scratch         # while it fills
     bint unbounded          # what it fills waits for no room
     Unpacker unpacker
     sys_reads reads
@@ -250,6 +255,10 @@ cdef struct Engine:
     pthread_t workers[512]
     Worker *worker_state[512]
     int worker_count
+    pthread_mutex_t scratch_lock
+    Scratch scratch[1024]   # MAX_SCRATCH; in which nobody fills, the one used last at the end
+    int scratch_count
+    int scratch_made        # lent or not
     uint64_t served_at      # us: when a fault was last answered
     bint may_spin           # where a CPU is idle; nobody pays for it
     Warmer warmers[4]       # WARMERS_MAX
