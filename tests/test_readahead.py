@@ -50,6 +50,30 @@ def test_no_window_is_larger_than_the_most(direction: Direction, most: int) -> N
     assert direction(door.Streams(most), 1 << 20, len(GROWTH)) == expected
 
 
+def pairs(streams: door.Streams, count: int) -> list[int]:
+    """The windows at the second of two neighbours, anywhere, again and again."""
+    rng = random.Random(count)
+    windows = []
+    for _ in range(count):
+        page = rng.randrange(END // 2)
+        streams.fault(page)
+        windows.append(streams.fault(page + 1)[1])
+    return windows
+
+
+def test_windows_stay_small_where_streams_end_soon() -> None:
+    windows = pairs(door.Streams(), 400)
+    assert windows[:8] == [4] * 8
+    assert windows[40:].count(1) > 0.8 * len(windows[40:])
+
+
+@pytest.mark.parametrize("direction", [upwards, downwards])
+def test_a_stream_among_what_ends_soon_grows_all_the_same(direction: Direction) -> None:
+    streams = door.Streams()
+    pairs(streams, 400)
+    assert direction(streams, END - (1 << 20), 24)[-4:] == [512] * 4
+
+
 def test_what_a_fault_confirms_is_the_window_before_less_its_fault() -> None:
     streams = door.Streams()
     page, confirmed = 1000, []

@@ -13,6 +13,7 @@ cdef enum:
     STEP_LEAST = 8192       # bytes: a stream has what is closer
     STEP_MAX = 1 << 24
     STRIDED_MAX = 64        # pages in a window of a stride
+    LEVELS = 10             # of windows: those of at most 1, 3, 7, ... pages
 
 cdef struct Stream:
     uint64_t next           # the fault that would continue it upwards
@@ -22,6 +23,7 @@ cdef struct Stream:
     uint32_t brought        # ... and brought in
     uint32_t beyond         # pages beyond the edge at which a fault is at the edge, too
     int32_t direction       # 1, -1, or 0 while unknown
+    bint cut                # less was brought in than was wanted: what followed was present
 
 # Faults at equal distances: the rows of a column, the records of a field.
 cdef struct Stride:
@@ -36,6 +38,8 @@ cdef struct Streams:
     Stream streams[16]
     Stride strides[16]
     uint64_t clock
+    uint32_t ended[10]      # LEVELS; windows of which it is known whether the stream went on, of late,
+    uint32_t went_on[10]    # ... and that did
     uint32_t most           # pages in a window, at most WINDOW_MAX
     uint32_t most_strided   # ... of a stride, at most STRIDED_MAX; 0: none is looked for
 

@@ -3,7 +3,8 @@
 
 A fault that continues a stream, upwards or downwards, makes its window grow from one page to 2 MiB; one that
 continues none starts a stream of one page in place of the stream longest unused. So random access brings in
-single pages, and a program may read up to 16 streams at once.
+single pages, and a program may read up to 16 streams at once. Where a program's streams mostly end after a few pages,
+as in the nodes of a tree, that is noticed, and windows stay small.
 
 A fault that continues no stream may be as far from one before as that one was from another: a program reads down
 the column of a matrix. What follows at the same distance, in bytes, is brought in with it, more each time. A distance
@@ -17,6 +18,14 @@ from libc.string cimport memset
 from userswap.pagetable cimport PageTable, table_get
 from userswap.types cimport PAGE_BYTES, PAGE_SHIFT, is_swapped
 
+cdef enum:
+    JUDGED = 64             # windows of a level after which the older half counts less
+    KNOWN = 8               # ... before which nothing is known of it
+    EXPLORED = 16           # of so many faults one may have a larger window all the same
+    SMALL = 32
+    WORTH_FOUR = 16         # windows of about four pages of which one must be followed by another
+    WORTH_SIXTEEN = 8       # ... of about sixteen
+
 
 cdef int _continues(Stream *stream, uint64_t page) noexcept nogil:
     """1 or -1: the page continues the stream upwards or downwards; 0: it does not."""
@@ -29,8 +38,38 @@ cdef int _continues(Stream *stream, uint64_t page) noexcept nogil:
     return 0
 
 
+cdef int _level(uint32_t window) noexcept nogil:
+    cdef int level = 0
+    while window > 1 and level < LEVELS - 1:
+        window >>= 1
+        level += 1
+    return level
+
+
+cdef void _judge(Streams *streams, const Stream *stream, bint went_on) noexcept nogil:
+    """What came of the stream's last window. Where what followed was present, that the next fault is elsewhere says
+    nothing."""
+    cdef int level = _level(stream.brought)
+    if stream.brought == 0 or (stream.cut and not went_on):
+        return
+    streams.ended[level] += 1
+    streams.went_on[level] += went_on
+    if streams.ended[level] == JUDGED:
+        streams.ended[level] //= 2
+        streams.went_on[level] //= 2
+
+
 cdef uint32_t _grown(Streams *streams, uint32_t window) noexcept nogil:
-    return min(window * (4 if window < 64 else 2), streams.most)
+    """The next window. As large as the last one, where of those that are larger too few were followed by another to be
+    worth what the others bring in in vain; but for some, by which it is seen whether that is still so. Beyond SMALL
+    pages only what has gone on for long comes to be asked."""
+    cdef uint32_t grown = min(window * (4 if window < 64 else 2), streams.most)
+    cdef int level = _level(grown)
+    cdef uint32_t worth = WORTH_FOUR if grown < 8 else WORTH_SIXTEEN
+    if (grown < SMALL and streams.ended[level] >= KNOWN and worth * streams.went_on[level] < streams.ended[level]
+            and streams.clock % EXPLORED != 0):
+        return window
+    return grown
 
 
 cdef uint32_t readahead_most(uint64_t limit_pages) noexcept nogil:
@@ -145,6 +184,7 @@ cdef void readahead_window(Streams *streams, uint64_t address, Window *window) n
     if direction == 0:
         at = oldest
         stream = &streams.streams[at]
+        _judge(streams, stream, False)
         stream.window = 1
         stream.brought = 0
         window.confirmed = 0
@@ -153,6 +193,7 @@ cdef void readahead_window(Streams *streams, uint64_t address, Window *window) n
         window.confirmed = stream.brought - 1 if stream.brought > 0 else 0
         window.left_count = stream.brought
         window.left_start = stream.next - stream.brought if direction > 0 else stream.below + 1
+        _judge(streams, stream, True)
         stream.window = _grown(streams, stream.window)
     stream.direction = direction
     stream.last_used = streams.clock
@@ -190,6 +231,7 @@ cdef void readahead_done(Streams *streams, Window *window) noexcept nogil:
         return
     stream = &streams.streams[window.stream]
     stream.brought = window.count
+    stream.cut = window.count < stream.window
     stream.beyond = window.beyond
     stream.next = window.start + window.count
     stream.below = window.start - 1 if window.start > 0 else 0
