@@ -300,8 +300,8 @@ cdef void *_enter_main(void *argument) noexcept nogil:
         seen = load_u32(&entry.asked)
         if engine.stopping:
             break
-        _prepare(engine)
         if entry.pid == 0 or entry.done:
+            _prepare(engine)        # not before: it takes as long as it takes a program to outgrow a small limit
             sys_futex_wait(&entry.asked, seen, FOR_EVER_US)
             continue
         _may_overdraw(engine, True, 0 if entry.again else entry.parent)

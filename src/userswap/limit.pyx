@@ -73,7 +73,7 @@ cdef void _set_marks(Engine *engine, int64_t surge) noexcept nogil:
     if engine.late:
         surge = max(surge, min(engine.limit // 8, <int64_t>LATE_PAGES))
     engine.high = engine.limit - _reserve(engine.limit) - surge
-    engine.low = engine.high - max(engine.limit // 64, <int64_t>BLOCK_PAGES)
+    engine.low = engine.high - max(engine.limit // 64, <int64_t>3 * BLOCK_PAGES)
 
 
 cdef void _learn_surge(Engine *engine, int64_t pages) noexcept nogil:
