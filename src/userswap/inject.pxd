@@ -77,8 +77,8 @@ cdef struct Helper:
     uint64_t staging_length
     uint64_t stopped_ns         # how long the target's thread was stopped (its other threads ran on)
 
-# One thread of the target, the one that was stopped, is held until `made` returns. It gets the helper, and does what has
-# to be done before the thread may go on.
+# One thread of the target, the one that was stopped, is held until `made` returns. It gets the helper, and does what
+# has to be done before the thread may go on.
 cdef struct Hold:
     void (*made)(Hold *hold, Helper *helper) noexcept nogil
 
