@@ -66,7 +66,7 @@ from userswap.processes cimport (
 )
 from userswap.readahead cimport readahead_most
 from userswap.reclaim cimport reclaim_stamp_shift
-from userswap.sampler cimport sampler_start, sampler_stop
+from userswap.sampler cimport sampler_await, sampler_start, sampler_stop
 from userswap.space cimport space_allocate, space_init
 from userswap.stores cimport store_end_waits
 from userswap.swapoff cimport Progress, swapoff_area, swapoff_lacks, swapon_area
@@ -497,6 +497,9 @@ cdef class Engine:
         if (births_start(engine) != 0 or workers_start(engine) != 0 or evict_start(engine) != 0
                 or monitor_start(engine) != 0 or enter_start(engine) != 0 or sampler_start(engine) != 0):
             raise EngineError("the engine's threads cannot be started")
+        if not self._took_over:
+            with nogil:
+                sampler_await(engine)
 
     def fileno(self):
         """An eventfd, readable when control() is to be called."""

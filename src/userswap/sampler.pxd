@@ -4,4 +4,5 @@
 from userswap.mm cimport Engine
 
 cdef int sampler_start(Engine *engine) noexcept nogil
+cdef void sampler_await(Engine *engine) noexcept nogil
 cdef void sampler_stop(Engine *engine) noexcept nogil

@@ -18,18 +18,22 @@ from userswap.processes cimport TOUCH_PAGES_A_MS, tree_find, tree_own_pages, tre
 from userswap.system cimport (
     PRIORITY_SAMPLER,
     load_i64,
+    load_u32,
     pthread_create,
     pthread_join,
     sys_futex_advance,
     sys_name_thread,
     sys_poll_in,
     sys_prefer,
+    sys_sleep_us,
 )
 
 cdef enum:
     INTERVAL_MAX_US = 250000
     INTERVAL_ENTERED_US = 50000     # who has ended, or runs another program, is to be left
     INTERVAL_MIN_US = 1000
+    AWAIT_US = 200
+    AWAIT_TURNS = 5000
     OWN_EVERY = 16              # samples of the engine's own memory, far below the limit
 
 
@@ -64,6 +68,15 @@ cdef int sampler_start(Engine *engine) noexcept nogil:
     """Returns 0 or -EAGAIN (as -11); sampler_stop cleans up in both cases."""
     engine.sampler_runs = pthread_create(&engine.sampler, NULL, _sampler_main, engine) == 0
     return 0 if engine.sampler_runs else -11
+
+
+cdef void sampler_await(Engine *engine) noexcept nogil:
+    """Until memory has been looked at once, by the monitor too; but not for longer than a second."""
+    cdef int _turn
+    for _turn in range(AWAIT_TURNS):
+        if load_u32(&engine.samples) > 0 and engine.tree.ticks > 0:
+            return
+        sys_sleep_us(AWAIT_US)
 
 
 cdef void sampler_stop(Engine *engine) noexcept nogil:
