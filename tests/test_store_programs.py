@@ -137,7 +137,7 @@ def test_the_memory_of_a_store_is_the_engines_own(userswap: Runner) -> None:
     assert run.stats["store_bytes_written"] > 100 * MIB, run.describe()
     assert run.stats["peak_resident_bytes"] == pytest.approx(run.sampled.peak_bytes, rel=0.12), run.describe()
     soon = {**plain, "USERSWAP_STUCK_SECONDS": "4"}
-    # It is stopped since the limit cannot be held, and goes over it by what the last blocks take twice.
+    # It is stopped since the limit cannot be held. By how much it is over varies: 101.5 of 96 MiB were seen.
     with userswap.start(program, RAM, swap=["dict://:512M"], env=soon, tolerance=1.1) as live:
         stopped(live, b"the memory in use cannot be brought under the limit.*")
 

@@ -234,8 +234,8 @@ cdef bint _wants_entry(Engine *engine, Process *process, bint near) noexcept nog
     if not near and not process.wanted and (process.put_off or not limit_reached_by(engine, process.untouched)):
         return False
     if (process.gone or process.mm_id != 0 or process.entering or process.shares or process.unsure or process.helper
-            or process.starting
-            or process.left_alone or (process.anonymous < ENTER_PAGES and not process.wanted)):
+            or process.starting or process.left_alone
+            or (process.anonymous < ENTER_PAGES and not process.wanted)):
         return False
     if process.wanted:
         return True

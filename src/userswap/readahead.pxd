@@ -13,7 +13,7 @@ cdef enum:
     STEP_LEAST = 8192       # bytes: a stream has what is closer
     STEP_MAX = 1 << 24
     STRIDED_MAX = 64        # pages in a window of a stride
-    LEVELS = 10             # of windows: those of at most 1, 3, 7, ... pages
+    SMALL = 32              # pages: of smaller windows it is learnt whether they are worth it
 
 cdef struct Stream:
     uint64_t next           # the fault that would continue it upwards
@@ -38,8 +38,8 @@ cdef struct Streams:
     Stream streams[16]
     Stride strides[16]
     uint64_t clock
-    uint32_t ended[10]      # LEVELS; windows of which it is known whether the stream went on, of late,
-    uint32_t went_on[10]    # ... and that did
+    uint32_t ended[5]       # of small windows of 1, 2 to 3, 4 to 7, ... pages, those of which it is known whether
+    uint32_t went_on[5]     # ... the stream went on, of late; and that did
     uint32_t most           # pages in a window, at most WINDOW_MAX
     uint32_t most_strided   # ... of a stride, at most STRIDED_MAX; 0: none is looked for
 

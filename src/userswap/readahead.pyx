@@ -22,7 +22,6 @@ cdef enum:
     JUDGED = 64             # windows of a level after which the older half counts less
     KNOWN = 8               # ... before which nothing is known of it
     EXPLORED = 16           # of so many faults one may have a larger window all the same
-    SMALL = 32
     WORTH_FOUR = 16         # windows of about four pages of which one must be followed by another
     WORTH_SIXTEEN = 8       # ... of about sixteen
 
@@ -39,8 +38,9 @@ cdef int _continues(Stream *stream, uint64_t page) noexcept nogil:
 
 
 cdef int _level(uint32_t window) noexcept nogil:
+    """Of a small window."""
     cdef int level = 0
-    while window > 1 and level < LEVELS - 1:
+    while window > 1:
         window >>= 1
         level += 1
     return level
@@ -49,9 +49,10 @@ cdef int _level(uint32_t window) noexcept nogil:
 cdef void _judge(Streams *streams, const Stream *stream, bint went_on) noexcept nogil:
     """What came of the stream's last window. Where what followed was present, that the next fault is elsewhere says
     nothing."""
-    cdef int level = _level(stream.brought)
-    if stream.brought == 0 or (stream.cut and not went_on):
+    cdef int level
+    if stream.brought == 0 or stream.brought >= SMALL or (stream.cut and not went_on):
         return
+    level = _level(stream.brought)
     streams.ended[level] += 1
     streams.went_on[level] += went_on
     if streams.ended[level] == JUDGED:
@@ -64,9 +65,12 @@ cdef uint32_t _grown(Streams *streams, uint32_t window) noexcept nogil:
     worth what the others bring in in vain; but for some, by which it is seen whether that is still so. Beyond SMALL
     pages only what has gone on for long comes to be asked."""
     cdef uint32_t grown = min(window * (4 if window < 64 else 2), streams.most)
-    cdef int level = _level(grown)
     cdef uint32_t worth = WORTH_FOUR if grown < 8 else WORTH_SIXTEEN
-    if (grown < SMALL and streams.ended[level] >= KNOWN and worth * streams.went_on[level] < streams.ended[level]
+    cdef int level
+    if grown >= SMALL:
+        return grown
+    level = _level(grown)
+    if (streams.ended[level] >= KNOWN and worth * streams.went_on[level] < streams.ended[level]
             and streams.clock % EXPLORED != 0):
         return window
     return grown
