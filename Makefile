@@ -28,7 +28,7 @@ lint: $(VENV)/tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/userswap/*.pyx src/userswap/*.pxd
-	$(BIN)/clang-format --dry-run --Werror src/userswap/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror src/userswap/*.[ch] bench/*.c bench/workloads/*.c
 
 BENCH ?=
 bench: install $(VENV)/bench

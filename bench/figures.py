@@ -148,7 +148,8 @@ def _spread(seconds: dict[int, float]) -> str:
         return "-"
     values = list(seconds.values())
     middle = statistics.median(values)
-    return f"{middle:.3f} ±{100 * max(abs(value - middle) for value in values) / middle:.0f} %"
+    shown = f"{middle:.3f}" if middle >= 0.01 else f"{middle:.6f}"
+    return f"{shown} ±{100 * max(abs(value - middle) for value in values) / middle:.0f} %"
 
 
 def table(figures: Figures, share: int) -> str:

@@ -4,8 +4,9 @@
 //
 //     holder PROCESSES MIB SEED BITS
 //
-// Each process holds MIB / PROCESSES MiB, in words of which the lowest BITS are random and the others 0. Once they are filled, and after each command on standard input, one JSON
-// object a line: pages that were written or checked, major faults that this took, seconds. Commands:
+// Each process holds MIB / PROCESSES MiB, in words of which the lowest BITS are random and the others 0. Once they are
+// filled, and after each command on standard input, one JSON object a line: pages that were written or checked, major
+// faults that this took, seconds. Commands:
 //
 //     age SECONDS     each overwrites pages at random for so long
 //     check           each reads all its memory and compares every word with what it must be
@@ -194,7 +195,8 @@ int main(int argc, char **argv)
 	int bits = argc == 5 ? atoi(argv[4]) : 0;
 
 	mask = bits >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << (bits & 63)) - 1;
-	if (bits < 1 || count < 1 || count > MAX_PROCESSES || (pages = (strtoull(argv[2], NULL, 10) << 8) / (uint64_t)count) == 0) {
+	if (bits < 1 || count < 1 || count > MAX_PROCESSES ||
+	    (pages = (strtoull(argv[2], NULL, 10) << 8) / (uint64_t)count) == 0) {
 		fprintf(stderr, "usage: holder PROCESSES MIB SEED BITS\n");
 		return 2;
 	}

@@ -45,7 +45,7 @@ STOPPED = (
 
 def command(programs: Programs, name: str) -> list[str]:
     if name == "dict":
-        return [sys.executable, str(PROGRAMS / "walk_dict.py"), "110000"]
+        return [sys.executable, str(PROGRAMS / "walk_dict.py"), "60000"]
     if name == "torture":
         return [programs("torture"), "2", "128", "3", "2", "1"]
     return [programs("reread"), "128", "10000"]

@@ -54,15 +54,15 @@ def test_go_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_large_dict(userswap: Runner) -> None:
-    userswap.quarter(script("walk_dict.py", 500_000))
+    userswap.quarter(script("walk_dict.py", 270_000))
 
 
 def test_sqlite_in_memory(userswap: Runner) -> None:
-    userswap.quarter(script("sqlite_memory.py", 480_000))
+    userswap.quarter(script("sqlite_memory.py", 260_000))
 
 
 def test_script_of_several_processes(userswap: Runner) -> None:
-    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "500000"])
+    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "270000"])
 
 
 def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Pa
     lines = tmp_path / "lines"
     rng = random.Random(1)
     with lines.open("wb") as file:
-        for _ in range(132_000):
-            file.write(rng.randbytes(1000).hex().encode() + b"\n")
+        for _ in range(66_000):
+            file.write(rng.randbytes(2000).hex().encode() + b"\n")
     command = [program("sort"), "-S", "1G", "--parallel=2", str(lines)]
     _, swapped = userswap.quarter(command, env={"LC_ALL": "C"})
     assert lines.stat().st_size > swapped.stats["ram_limit_bytes"]
@@ -93,13 +93,13 @@ def test_stress_ng_verifies_its_memory(userswap: Runner, tmp_path: Path, method:
 
 # ---- redis: a server that forks to save while it goes on being written to
 
-KEYS = 40_000
+KEYS = 20_000
 
 
 def value(key: int, generation: int) -> bytes:
-    """4 KiB that follow from key and generation, half of it incompressible."""
+    """8 KiB that follow from key and generation, half of it incompressible."""
     seed = hashlib.blake2b(b"%d %d" % (key, generation)).digest()
-    return random.Random(seed).randbytes(2048) + seed * 32
+    return random.Random(seed).randbytes(4096) + seed * 64
 
 
 @contextmanager

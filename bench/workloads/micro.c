@@ -7,8 +7,8 @@
 //
 // prints one JSON object: seconds and units (pages, or operations) of each phase. The area is an array of
 // 16-byte records of pseudo-random bits, so that compression gains nothing and the comparison is about
-// paging; with a FOLD above 1 each page holds so many times the same. What a record must hold follows from its index and from the writes that were made to it; `sum` is
-// kept from what must be there, never from what was read.
+// paging; with a FOLD above 1 each page holds so many times the same. What a record must hold follows from its index
+// and from the writes that were made to it; `sum` is kept from what must be there, never from what was read.
 #define _GNU_SOURCE
 #include <inttypes.h>
 #include <math.h>
@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, STRIDE = 16, THREADS = 4 };
+#define FAULT 3e-6 // seconds
 
 struct record {
 	uint64_t key;
@@ -43,7 +44,7 @@ static uint64_t seed;
 static uint64_t fold; // how often the same records come in a page
 static struct record *area;
 static uint8_t *generation; // of each page's first record: how often it was written since the fill
-static uint64_t sum;        // of record_hash over all that must be in the area
+static uint64_t sum;	    // of record_hash over all that must be in the area
 static size_t pages;
 
 static struct record expected(uint64_t index, unsigned gen)
@@ -69,8 +70,8 @@ static double now(void)
 
 static void wrong(const char *phase, uint64_t index)
 {
-	fprintf(stderr, "micro: %s: record %" PRIu64 " is wrong: %016" PRIx64 " %016" PRIx64 "\n", phase,
-		index, area[index].key, area[index].value);
+	fprintf(stderr, "micro: %s: record %" PRIu64 " is wrong: %016" PRIx64 " %016" PRIx64 "\n", phase, index,
+		area[index].key, area[index].value);
 	abort();
 }
 
@@ -126,9 +127,7 @@ static uint64_t zipf_reads(uint64_t ops)
 	double eta = (1 - pow(2.0 / (double)pages, 1 - theta)) / (1 - two / zeta);
 	for (uint64_t k = 0; k < ops; k++) {
 		double u = (double)(mix(seed * 3 + k) >> 11) * 0x1p-53, uz = u * zeta;
-		uint64_t rank = uz < 1     ? 0
-				: uz < two ? 1
-					   : (uint64_t)((double)pages * pow(eta * u - eta + 1, alpha));
+		uint64_t rank = uz < 1 ? 0 : uz < two ? 1 : (uint64_t)((double)pages * pow(eta * u - eta + 1, alpha));
 
 		check("zipf reads", mix(seed ^ rank) % pages * RECORDS_PER_PAGE, 0);
 	}
@@ -172,10 +171,17 @@ static uint64_t fork_once(void)
 	return pages;
 }
 
-static uint64_t random_reads(uint64_t ops)
+// How long each took goes to `seconds`.
+static uint64_t random_reads(uint64_t ops, double *seconds)
 {
-	for (uint64_t k = 0; k < ops; k++)
+	double before = now();
+
+	for (uint64_t k = 0; k < ops; k++) {
 		check("random reads", mix(seed + k) % (pages * RECORDS_PER_PAGE), 0);
+		double after = now();
+		seconds[k] = after - before;
+		before = after;
+	}
 	return ops;
 }
 
@@ -275,10 +281,33 @@ static void report(const char *name, double start, uint64_t units, const char *e
 	fflush(stdout);
 }
 
+static int compare(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+// The median and the 99th percentile of the reads that found no page in memory: even the quickest of swaps takes longer
+// than FAULT, and nothing else does as a rule.
+static void report_faults(double *seconds, uint64_t ops)
+{
+	uint64_t first = 0;
+
+	qsort(seconds, ops, sizeof(*seconds), compare);
+	while (first < ops && seconds[first] < FAULT)
+		first++;
+	if (first == ops) // all was in memory
+		return;
+	printf("\"a random fault, median\": {\"seconds\": %.7f, \"units\": 1}, ", seconds[first + (ops - first) / 2]);
+	printf("\"a random fault, p99\": {\"seconds\": %.7f, \"units\": 1}, ",
+	       seconds[first + (ops - first) * 99 / 100]);
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t ops;
-	double t;
+	double t, *seconds;
 
 	if (argc != 5) {
 		fprintf(stderr, "usage: micro MIB OPS SEED FOLD\n");
@@ -290,7 +319,8 @@ int main(int argc, char **argv)
 	fold = strtoull(argv[4], NULL, 10);
 	generation = calloc(pages, 1);
 	area = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (!pages || !fold || fold > RECORDS_PER_PAGE || !generation || area == MAP_FAILED) {
+	seconds = calloc(ops, sizeof(*seconds));
+	if (!pages || !fold || fold > RECORDS_PER_PAGE || !generation || !seconds || area == MAP_FAILED) {
 		perror("micro");
 		return 2;
 	}
@@ -303,7 +333,8 @@ int main(int argc, char **argv)
 	t = now(), report("reverse scan", t, reverse_scan(), ", ");
 	t = now(), report("strided", t, strided(), ", ");
 	t = now(), report("scan by threads", t, scan_by_threads(), ", ");
-	t = now(), report("random reads", t, random_reads(ops), ", ");
+	t = now(), report("random reads", t, random_reads(ops, seconds), ", ");
+	report_faults(seconds, ops);
 	t = now(), report("zipf reads", t, zipf_reads(ops), ", ");
 	t = now(), report("fork", t, fork_once(), ", ");
 	t = now(), report("random writes", t, random_writes(ops), ", ");

@@ -53,7 +53,8 @@ static void fill(void)
 static void *read_at_random(void *seed)
 {
 	for (uint64_t i = 0; i < ops; i++) {
-		uint64_t random = mix((uintptr_t)seed * 1000003 + i), page = random % pages, at = random >> 32 & (WORDS - 1);
+		uint64_t random = mix((uintptr_t)seed * 1000003 + i), page = random % pages,
+			 at = random >> 32 & (WORDS - 1);
 
 		if (area[page * WORDS + at] != word(page, at)) {
 			fprintf(stderr, "scale: a wrong word in page %" PRIu64 "\n", page);

@@ -171,18 +171,13 @@ class Keeper:
         self._leave_terminal()
         inherited.detach()
         self._listener = program.await_ready()
-        if not self._options.catches:
-            self._begin_to_watch()
-            self._await_engine("watching")
+        self._begin_to_watch()
+        self._await_engine("watching")
         self._started = time.monotonic()
         program.go()
         for area in self._areas:
             area.created_path = None
         self._introduce_program()
-        if self._options.catches:
-            # Not before it runs: where nothing of ours has priority, more of them outgrew the limit then, for
-            # reasons that are not known (6 of 72 runs, by up to half; 1 of 72 so).
-            self._begin_to_watch()
         self._send_engine(f"started {self._started}")
         self._serve()
 

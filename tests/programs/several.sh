@@ -17,4 +17,4 @@ cat "$TMPDIR/left" "$TMPDIR/right"
 	exit 3
 ) || echo "status $?"
 rm "$TMPDIR/left" "$TMPDIR/right"
-seq "$entries" | sort -R --random-source=/bin/sh -S 100M | sha256sum
+seq "$((entries * 2))" | sort -R --random-source=/bin/sh -S 100M | sha256sum

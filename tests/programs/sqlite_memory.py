@@ -14,7 +14,7 @@ def rows(count: int) -> Iterator[tuple[int, int, str]]:
     value = 1
     for i in range(count):
         value = value * 6364136223846793005 + 1442695040888963407 & 0xFFFFFFFFFFFFFFFF
-        yield i, value >> 33, f"{value:x}" * 16
+        yield i, value >> 33, f"{value:x}" * 32
 
 
 def main(count: int) -> None:

@@ -10,11 +10,11 @@ import sys
 
 def main(entries: int) -> None:
     # Mostly strings: every full garbage collection visits, and so brings back, each list.
-    table: dict[str, object] = {f"key {i}": f"value {i * 7919} " * 20 for i in range(entries)}
+    table: dict[str, object] = {f"key {i}": f"value {i * 7919} " * 40 for i in range(entries)}
     for i in range(0, entries, 3):
         del table[f"key {i}"]
     for i in range(0, entries, 6):
-        table[f"key {i}"] = [-i, "again", (i,)] if i % 96 == 0 else f"again {i} " * 24
+        table[f"key {i}"] = [-i, "again", (i,)] if i % 96 == 0 else f"again {i} " * 48
     checksum = hashlib.sha256()
     for key, value in table.items():
         checksum.update(f"{key} {value}".encode())
