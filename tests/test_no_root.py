@@ -5,8 +5,10 @@ default rules. The kernel does not tell of forks there; they are caught."""
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -17,6 +19,7 @@ from support import (
     UNBOUNDED,
     WITHOUT_PTRACE,
     Live,
+    Options,
     Programs,
     Runner,
     Verbs,
@@ -110,6 +113,31 @@ def test_engines_killed_at_random(userswap: Runner, programs: Programs) -> None:
         run = live.finish(100)
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.stats["takeovers"] > 8, run.describe()
+
+
+def test_nobody_waits_where_no_engine_is_any_more(userswap: Runner, programs: Programs, verbs: Verbs) -> None:
+    """Who talks to an engine that has just died is cut off, also where the tracer is amid a fork, and what is
+    open stays so."""
+    command = [programs("torture"), "5", "128", "1", "4", "2"]
+    options: Options = {"env": {**CHECKED, **verbs.env}, "tolerance": UNBOUNDED, "prefix": WITHOUT_PTRACE}
+    with userswap.start(command, RAM, **options) as live:
+        engine = working_engine(live)
+        wait_until(lambda: bool(verbs.sockets()), 20, "it can be talked to")
+        (path,) = verbs.sockets()
+        for _ in range(7):
+            kill(engine)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                with suppress(ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+                    client.connect(str(path))
+                    client.sendall(b"?\n")
+                    assert client.recv(1) in (b"", b"{")  # it may be another one's already
+            engine = working_engine(live, but=engine)
+            if not engine:
+                break
+        run = live.finish(100)
+    assert run.stdout.endswith(b"ok\n"), run.describe()
+    assert run.stats["takeovers"] > 4, run.describe()
 
 
 def test_what_the_kernel_writes_amid_a_fork(userswap: Runner, programs: Programs) -> None:

@@ -58,6 +58,18 @@ def is_private(path: str) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o077 == 0
 
 
+def is_of_control(fd: int, keeper_pid: int) -> bool:
+    """Whether it is an engine's of this keeper, to be talked to: one that listens, or a connection to it."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return False
+        with socket.socket(fileno=os.dup(fd)) as one:
+            name = one.getsockname()
+    except OSError:
+        return False
+    return isinstance(name, str) and os.path.basename(name) == f"{keeper_pid}{SUFFIX_BEFORE}"
+
+
 class _Client:
     __slots__ = ("incoming", "outgoing", "socket", "waits")
 

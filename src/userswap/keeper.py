@@ -24,7 +24,7 @@ from contextlib import suppress
 from userswap import background, launch, libc, tree
 from userswap.areas import Area, abandon_areas, open_areas, release_areas
 from userswap.channel import Channel, channel_pair
-from userswap.control import as_word
+from userswap.control import as_word, is_of_control
 from userswap.engine_process import EngineProcess, Left, Options
 from userswap.errors import EXIT_OWN_ERROR, UserswapError
 from userswap.front import complain, describe
@@ -266,7 +266,8 @@ class Keeper:
             self._tracer.go_on()
 
     def _what_is_left(self, idle: bool) -> Left:
-        """Where the tracer is not idle, what is open and nobody's is left to the next engine."""
+        """Where the tracer is not idle, what is open and nobody's is left to the next engine; but not what
+        others talk to, as they would wait there for an answer."""
         then = {area: area.fd for area in self._areas}
         self._close_ends()
         for area in self._areas:
@@ -274,7 +275,9 @@ class Keeper:
                 area.process.serve_again()
                 area.ready()
         areas = [(fd, area.fd, area.memory) for area, fd in then.items()]
-        strays = self._strays() if idle else set()
+        strays = self._strays()
+        if not idle:
+            strays = {fd for fd in strays if is_of_control(fd, os.getpid())}
         pids = {self._program} if self._program and self._status is None else set(self._entered)
         return Left(self._files, areas, strays, self._attached, pids)
 

@@ -7,6 +7,7 @@ page that is brought in again: first uses, which all have in common, are none.""
 
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -67,15 +68,23 @@ def simulate(
 
 def _refuse_without_packages(plots: bool) -> None:
     try:
-        import libcachesim  # noqa: F401
+        _import_library()
         import numpy  # noqa: F401
 
         if plots:
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it does with less
             import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserswapError(
             f"simulate needs packages that are not installed ({error.name}): pip install 'userswap[simulate]'"
         ) from error
+
+
+def _import_library() -> None:
+    """It makes a folder for traces to download, in a home that may not be there: of no use here."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LCS_HUB_CACHE"] = folder
+        import libcachesim  # noqa: F401
 
 
 def _pages_of(ram: str, uses: Uses) -> int:
