@@ -16,6 +16,7 @@ from support import (
     AS_USER,
     EXIT_OWN_ERROR,
     LATE,
+    MIB,
     UNBOUNDED,
     WITHOUT_PTRACE,
     Live,
@@ -99,6 +100,24 @@ def test_no_wrong_byte(userswap: Runner, programs: Programs, prefix: list[str]) 
     counts = json.loads(run.stdout.splitlines()[0])
     assert min(counts["fork"], counts["fork_world"], counts["vfork"]) > 0, counts
     assert run.stats["forks"] > 0, run.describe()
+
+
+SHARED = """
+import os
+import numpy
+numbers = numpy.random.default_rng(1).random(40_000_000)
+total = numbers.sum()
+child = os.fork()
+if child == 0:
+    os._exit(int(numbers.sum() != total))
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_what_a_fork_shares_is_counted_once(userswap: Runner, container: list[str]) -> None:
+    """Though kcmp(2) is forbidden, and so whose memory a new process has is known only once it runs."""
+    run = userswap([sys.executable, "-c", SHARED], 128 * MIB, prefix=container)
+    assert run.stats["peak_resident_bytes"] == pytest.approx(run.sampled.peak_bytes, rel=0.12), run.describe()
 
 
 def test_engines_killed_at_random(userswap: Runner, programs: Programs) -> None:

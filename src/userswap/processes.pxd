@@ -25,6 +25,7 @@ cdef struct Process:
     uint32_t mm_id          # 0: not entered
     bint shares             # it has its parent's address space (vfork, or a helper): not counted
     bint unsure             # ... or may have: it is being made
+    bint unmade             # ... and is taken to, until it is seen not to
     bint helper             # it is one of ours
     bint starting           # it is still the fork of the keeper that is about to become the program
     bint known              # the monitor has seen it

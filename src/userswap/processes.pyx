@@ -459,6 +459,7 @@ cdef bint _shares(Process *process, pid_t root) noexcept nogil:
     process.unsure = tracer > 0 and thread_state(root, <pid_t>tracer) != c'X'      # it is a thread of the keeper's
     _read_name(process)     # a helper gets its own before it is let go
     call = sys_waiting_call(process.parent, process.parent)
+    process.unmade = process.unmade or process.unsure or call == CALL_CLONE
     return process.helper or call == CALL_VFORK or call == CALL_CLONE
 
 
@@ -470,6 +471,10 @@ cdef void _settle(Tree *tree, Process *process) noexcept nogil:
             _read_name(process)
             if process.helper:
                 _inherit(tree, process)
+            elif process.unmade:            # it comes of a fork, and has not been measured as such
+                process.fresh = True
+                process.found_at = sys_now_us()
+        process.unmade = process.unmade and process.shares
         process.known = True
 
 
