@@ -38,11 +38,15 @@ CAPABILITIES += ["net_bind_service", "net_raw", "sys_chroot", "mknod", "audit_wr
 NAMESPACES = ("unshare", "--mount", "--net", "--ipc", "--uts", "--cgroup")
 
 
+def root_of_a_container(filters: str) -> list[str]:
+    """Its namespaces, its capabilities, and its filter of system calls."""
+    kept = ",".join(f"+{name}" for name in CAPABILITIES)
+    return [*NAMESPACES, "setpriv", f"--bounding-set=-all,{kept}", "--inh-caps=-all", filters]
+
+
 @pytest.fixture
 def container(programs: Programs) -> list[str]:
-    """Becomes root of a container: its namespaces, its capabilities, and its filter of system calls."""
-    kept = ",".join(f"+{name}" for name in CAPABILITIES)
-    return [*NAMESPACES, "setpriv", f"--bounding-set=-all,{kept}", "--inh-caps=-all", programs("container")]
+    return root_of_a_container(programs("container"))
 
 
 @pytest.fixture(params=["user", "container"])
@@ -75,6 +79,21 @@ def test_behaviour(userswap: Runner, programs: Programs, behaviour: str, prefix:
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.number("evicted") > 0, run.describe()
     assert run.stats["forks"] > 0 or behaviour in ("vfork_evicted", "exec_evicted"), run.describe()
+
+
+def test_a_container_that_lets_nobody_read_memory(programs: Programs) -> None:
+    """Nothing could be entered: that is said at once."""
+    before = root_of_a_container(programs("container", flags=("-DBEFORE_DOCKER_23",)))
+    done = as_somebody(before, "run", "--ram", "64M", "--", "true")
+    assert done.returncode == EXIT_OWN_ERROR
+    assert done.stderr == (
+        "userswap: process memory: process_vm_readv: Operation not permitted: no program can be entered "
+        "(userswap doctor says how to fix it)\n"
+    )
+    doctor = as_somebody(before, "doctor")
+    assert doctor.returncode == 1
+    assert "\nFAIL  process memory " in doctor.stdout, doctor
+    assert doctor.stdout.endswith("does not work here: process memory\n"), doctor
 
 
 @pytest.mark.parametrize("behaviour", ["exec_evicted", "fork_refused"])

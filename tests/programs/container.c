@@ -22,6 +22,10 @@ int main(int argc, char **argv)
 		LOAD(nr),
 		REFUSE(SYS_kcmp),
 		REFUSE(SYS_pidfd_getfd),
+#ifdef BEFORE_DOCKER_23
+		REFUSE(SYS_process_vm_readv),
+		REFUSE(SYS_process_vm_writev),
+#endif
 		REFUSE(SYS_process_madvise),
 		REFUSE(SYS_userfaultfd),
 		REFUSE(SYS_io_uring_setup),
