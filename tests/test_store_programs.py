@@ -85,7 +85,7 @@ def stopped(live: Live, reason: bytes) -> list[bytes]:
 
 
 def test_a_program_in_a_store(userswap: Runner, programs: Programs, disk: Path) -> None:
-    with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk) as live:
+    with rereading(userswap, programs, [f"folder://{disk}:400M"], PLUGINS_ENV, disk, 30_000) as live:
         pid = store_of(live)
         assert "userswap-helper" not in {name_of(one) for one in tree_of(pid)}
         run = live.finish(120)
