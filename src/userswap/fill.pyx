@@ -475,7 +475,7 @@ cdef void _tell_tier(Engine *engine, Fill *fill, uint64_t us) noexcept nogil:
     while fill.segment[at].first + fill.segment[at].count <= fill.faulted:
         at += 1
     if fill.segment[at].state == STORED:
-        tier_fault(engine, fill.segment[at].block, fill.segment[at].data == NULL, fill.pages_since, us)
+        tier_fault(engine, fill.segment[at].block, fill.segment[at].data == NULL, fill.pages_since, fill.count, us)
 
 
 cdef void _record(Engine *engine, Mm *mm, Fill *fill, uint64_t page) noexcept nogil:

@@ -183,7 +183,10 @@ cdef struct Tier:
     uint64_t adjusted_at    # us
     int64_t packed_us       # what faults took that a step more of packed blocks would have saved
     int64_t resident_us     # ... of resident pages
+    int64_t all_packed_us   # what all packed blocks have saved
+    int64_t all_pages_us    # ... what as much memory would have saved, had it been pages
     int64_t memory_us       # what a fault takes that is answered from memory, times 64
+    int64_t area_us         # ... from an area
     int64_t hits            # faults answered by packed blocks in memory, and by an area, of late
     int64_t misses
     int64_t earned_us       # what faults took since a block was last brought up

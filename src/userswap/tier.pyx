@@ -9,8 +9,9 @@ the idea of ghost lists (ARC, Megiddo and Modha 2003), in time and not in hits, 
 hit of the other. To grow, packed blocks must save twice as much: they are read whole and unpacked page by page, which
 is not measured here.
 
-At its edge a tier may look worth its memory, and in the whole not be: blocks that nobody reads lie in the middle. So it
-shrinks slowly wherever it answers few of the faults.
+At its edge a tier may look worth its memory, and in the whole not be: blocks that nobody reads lie in the middle, or
+all that a program goes round in would fit had the pages that memory. So it shrinks slowly wherever it answers few of
+the faults, and wherever the faults that there would not have been, with its memory, cost more than it saves.
 
 What is in an area comes back up as a block where it is read often: packed, it takes less memory than its pages would.
 
@@ -35,6 +36,7 @@ cdef enum:
     FETCH_US = 2000         # as a first guess
     SPARE_LEFT = 2          # blocks of room that stay when the tier takes what there is
     FAULT_US = 30           # what a fault takes besides its page's bytes: a page that stays resident saves that too
+    PAGE_US = 12            # ... and that it, and what came with it, is evicted and packed again
     FEW = 8                 # a tier that answers less than one fault in so many shrinks
 
 
@@ -64,18 +66,26 @@ cdef void _bring_up(Engine *engine, uint32_t at, uint64_t us) noexcept nogil:
         log_fetch(&engine.log, at)
 
 
-cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages_since, uint64_t us) noexcept nogil:
-    """A fault was answered in `us`: on a page of a block, pinned, so many evictions after it was evicted itself."""
+cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages_since, uint32_t pages,
+                     uint64_t us) noexcept nogil:
+    """A fault brought in so many pages in `us`. Its own lies in a block, pinned, and went so many evictions ago."""
     cdef Block *block = &engine.log.blocks[at]
     cdef int64_t memory_us = engine.tier.memory_us
     cdef int64_t saved
+    cdef int64_t cost = <int64_t>us + FAULT_US + pages * PAGE_US
     if pages_since <= engine.tier.step * BLOCK_PAGES:
-        add_i64(&engine.tier.resident_us, <int64_t>us + FAULT_US)
+        add_i64(&engine.tier.resident_us, cost)
+    if pages_since <= engine.log.tier_most * BLOCK_PAGES:
+        add_i64(&engine.tier.all_pages_us, cost)
     if not from_area:
         engine.tier.memory_us = memory_us + <int64_t>us - (memory_us >> COST_SHIFT)
-        engine.tier.hits += block.packed
+        saved = (engine.tier.area_us >> COST_SHIFT) - <int64_t>us
+        if block.packed:
+            engine.tier.hits += 1
+            add_i64(&engine.tier.all_packed_us, saved if saved > 0 else 0)
         return
     engine.tier.misses += 1
+    engine.tier.area_us += <int64_t>us - (engine.tier.area_us >> COST_SHIFT)
     if block.left != 0 and engine.log.dropped - block.left < engine.tier.step:
         saved = <int64_t>us - (memory_us >> COST_SHIFT)
         add_i64(&engine.tier.packed_us, saved if saved > 0 else 0)
@@ -144,6 +154,8 @@ cdef void tier_trim(Engine *engine) noexcept nogil:
 cdef void tier_adjust(Engine *engine) noexcept nogil:
     cdef int64_t packed_us = engine.tier.packed_us
     cdef int64_t resident_us = engine.tier.resident_us
+    cdef int64_t all_packed_us = engine.tier.all_packed_us
+    cdef int64_t all_pages_us = engine.tier.all_pages_us
     cdef uint32_t _turn
     cdef uint32_t step = (engine.tier.step + 3) // 4
     _give_back(engine)      # what was written since the last time; nobody may come by again soon
@@ -151,6 +163,8 @@ cdef void tier_adjust(Engine *engine) noexcept nogil:
         return
     engine.tier.adjusted_at = sys_now_us()
     if engine.surge > 0 or _slots_are_short(engine):    # memory grows in bursts: room must be at hand
+        log_tier_shrink(&engine.log, step)
+    elif all_pages_us > all_packed_us + LEAST_US:
         log_tier_shrink(&engine.log, step)
     elif packed_us > 2 * resident_us + LEAST_US:
         for _turn in range(step):
@@ -162,6 +176,8 @@ cdef void tier_adjust(Engine *engine) noexcept nogil:
         log_tier_shrink(&engine.log, 1)
     add_i64(&engine.tier.packed_us, -(packed_us // 2))
     add_i64(&engine.tier.resident_us, -(resident_us // 2))
+    add_i64(&engine.tier.all_packed_us, -(all_packed_us // 16))
+    add_i64(&engine.tier.all_pages_us, -(all_pages_us // 16))
     engine.tier.hits //= 2
     engine.tier.misses //= 2
     _give_back(engine)
