@@ -30,7 +30,7 @@ def test_works_for_root() -> None:
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
     assert done.stdout.endswith("userswap run works here\n")
-    for name in ("machine", "userfaultfd", "UFFDIO_MOVE", "forks", "ptrace scope", "process memory",
+    for name in ("machine", "userfaultfd", "UFFDIO_MOVE", "forks", "ptrace scope", "seccomp filter",
                  "PAGEMAP_SCAN", "PROCMAP_QUERY", "open files", "real time", "memory", "cgroup limit",
                  "default swap area", "encryption"):  # fmt: skip
         assert f"  {name} " in done.stdout

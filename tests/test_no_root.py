@@ -87,13 +87,13 @@ def test_a_container_that_lets_nobody_read_memory(programs: Programs) -> None:
     done = as_somebody(before, "run", "--ram", "64M", "--", "true")
     assert done.returncode == EXIT_OWN_ERROR
     assert done.stderr == (
-        "userswap: process memory: process_vm_readv: Operation not permitted: no program can be entered "
+        "userswap: seccomp filter: process_vm_readv: Operation not permitted: no program can be entered "
         "(userswap doctor says how to fix it)\n"
     )
     doctor = as_somebody(before, "doctor")
     assert doctor.returncode == 1
-    assert "\nFAIL  process memory " in doctor.stdout, doctor
-    assert doctor.stdout.endswith("does not work here: process memory\n"), doctor
+    assert "\nFAIL  seccomp filter " in doctor.stdout, doctor
+    assert doctor.stdout.endswith("does not work here: seccomp filter\n"), doctor
 
 
 @pytest.mark.parametrize("behaviour", ["exec_evicted", "fork_refused"])

@@ -4,6 +4,7 @@
 import ctypes
 import os
 import signal
+from contextlib import suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,6 +94,12 @@ def userfaultfd(flags: int) -> int:
 def ptrace_seize(pid: int) -> None:
     _libc.ptrace.restype = ctypes.c_long
     _checked(_libc.ptrace(ctypes.c_long(PTRACE_SEIZE), ctypes.c_long(pid), None, None))
+
+
+def ptrace_nobody() -> None:
+    """Whether the call is allowed at all."""
+    with suppress(ProcessLookupError):
+        ptrace_seize(0)
 
 
 def copy_process_memory() -> None:
