@@ -38,7 +38,7 @@ def test_numpy(userswap: Runner, job: str, size: int) -> None:
 
 
 def test_malloc_in_four_threads(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("malloc_check"), "360"])
+    userswap.quarter([programs("malloc_check"), "420"])
 
 
 def test_static_program(userswap: Runner, programs: Programs) -> None:
@@ -46,7 +46,7 @@ def test_static_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_musl_program(userswap: Runner, programs: Programs) -> None:
-    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "330"])
+    userswap.quarter([programs("malloc_check", compiler=MUSL, flags=STATIC), "350"])
 
 
 def test_go_program(userswap: Runner, programs: Programs) -> None:
@@ -54,7 +54,7 @@ def test_go_program(userswap: Runner, programs: Programs) -> None:
 
 
 def test_large_dict(userswap: Runner) -> None:
-    userswap.quarter(script("walk_dict.py", 270_000))
+    userswap.quarter(script("walk_dict.py", 320_000))
 
 
 def test_sqlite_in_memory(userswap: Runner) -> None:
@@ -62,7 +62,7 @@ def test_sqlite_in_memory(userswap: Runner) -> None:
 
 
 def test_script_of_several_processes(userswap: Runner) -> None:
-    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "270000"])
+    userswap.quarter([str(PROGRAMS / "several.sh"), sys.executable, str(PROGRAMS), "320000"])
 
 
 def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_gnu_sort_of_a_file_larger_than_the_limit(userswap: Runner, tmp_path: Pa
     lines = tmp_path / "lines"
     rng = random.Random(1)
     with lines.open("wb") as file:
-        for _ in range(66_000):
+        for _ in range(72_000):
             file.write(rng.randbytes(2000).hex().encode() + b"\n")
     command = [program("sort"), "-S", "1G", "--parallel=2", str(lines)]
     _, swapped = userswap.quarter(command, env={"LC_ALL": "C"})

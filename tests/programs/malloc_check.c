@@ -9,7 +9,7 @@
 
 #include <pthread.h>
 
-enum { THREADS = 4, SLOTS = 2048, OPERATIONS = 3 };
+enum { THREADS = 4, SLOTS = 2048, OPERATIONS = 4 };
 
 struct block {
 	unsigned char *bytes;
