@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -139,15 +140,22 @@ def test_what_a_fork_shares_is_counted_once(userswap: Runner, container: list[st
     assert run.stats["peak_resident_bytes"] == pytest.approx(run.sampled.peak_bytes, rel=0.12), run.describe()
 
 
+def deaths(live: Live, times: int) -> Iterator[None]:
+    """Of the engine, again and again: each goes on from its death until another one works, or the program has
+    ended."""
+    engine = working_engine(live)
+    while engine and times > 0:
+        kill(engine)
+        yield
+        engine = working_engine(live, but=engine)
+        times -= 1
+
+
 def test_engines_killed_at_random(userswap: Runner, programs: Programs) -> None:
     command = [programs("torture"), "8", "128", "1", "4", "2"]
     with userswap.start(command, RAM, env=CHECKED, tolerance=UNBOUNDED, prefix=AS_USER) as live:
-        engine = working_engine(live)
-        for _ in range(12):
-            kill(engine)
-            engine = working_engine(live, but=engine)
-            if not engine:
-                break
+        for _ in deaths(live, 12):
+            pass
         run = live.finish(100)
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.stats["takeovers"] > 8, run.describe()
@@ -159,20 +167,15 @@ def test_nobody_waits_where_no_engine_is_any_more(userswap: Runner, programs: Pr
     command = [programs("torture"), "5", "128", "1", "4", "2"]
     options: Options = {"env": {**CHECKED, **verbs.env}, "tolerance": UNBOUNDED, "prefix": WITHOUT_PTRACE}
     with userswap.start(command, RAM, **options) as live:
-        engine = working_engine(live)
         wait_until(lambda: bool(verbs.sockets()), 20, "it can be talked to")
         (path,) = verbs.sockets()
-        for _ in range(7):
-            kill(engine)
+        for _ in deaths(live, 7):
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(20)
                 with suppress(ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
                     client.connect(str(path))
                     client.sendall(b"?\n")
                     assert client.recv(1) in (b"", b"{")  # it may be another one's already
-            engine = working_engine(live, but=engine)
-            if not engine:
-                break
         run = live.finish(100)
     assert run.stdout.endswith(b"ok\n"), run.describe()
     assert run.stats["takeovers"] > 4, run.describe()

@@ -67,7 +67,11 @@ def is_of_control(fd: int, keeper_pid: int) -> bool:
             name = one.getsockname()
     except OSError:
         return False
-    return isinstance(name, str) and os.path.basename(name) == f"{keeper_pid}{SUFFIX_BEFORE}"
+    return isinstance(name, str) and os.path.basename(name) == _name(keeper_pid, SUFFIX_BEFORE)
+
+
+def _name(keeper_pid: int, suffix: str) -> str:
+    return f"{keeper_pid}{suffix}"
 
 
 class _Client:
@@ -206,8 +210,7 @@ class Control:
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
-        path = os.path.join(folder, f"{os.getppid()}{SUFFIX}")
-        new = path.removesuffix(SUFFIX) + SUFFIX_BEFORE
+        path, new = (os.path.join(folder, _name(os.getppid(), suffix)) for suffix in (SUFFIX, SUFFIX_BEFORE))
         with suppress(FileNotFoundError):
             os.unlink(new)  # of an engine that was killed right here
         listener.bind(new)

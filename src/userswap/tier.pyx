@@ -71,7 +71,6 @@ cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages
     """A fault brought in so many pages in `us`. Its own lies in a block, pinned, and went so many evictions ago."""
     cdef Block *block = &engine.log.blocks[at]
     cdef int64_t memory_us = engine.tier.memory_us
-    cdef int64_t saved
     cdef int64_t cost = <int64_t>us + FAULT_US + pages * PAGE_US
     if pages_since <= engine.tier.step * BLOCK_PAGES:
         add_i64(&engine.tier.resident_us, cost)
@@ -79,16 +78,14 @@ cdef void tier_fault(Engine *engine, uint32_t at, bint from_area, uint32_t pages
         add_i64(&engine.tier.all_pages_us, cost)
     if not from_area:
         engine.tier.memory_us = memory_us + <int64_t>us - (memory_us >> COST_SHIFT)
-        saved = (engine.tier.area_us >> COST_SHIFT) - <int64_t>us
         if block.packed:
             engine.tier.hits += 1
-            add_i64(&engine.tier.all_packed_us, saved if saved > 0 else 0)
+            add_i64(&engine.tier.all_packed_us, max((engine.tier.area_us >> COST_SHIFT) - <int64_t>us, <int64_t>0))
         return
     engine.tier.misses += 1
     engine.tier.area_us += <int64_t>us - (engine.tier.area_us >> COST_SHIFT)
     if block.left != 0 and engine.log.dropped - block.left < engine.tier.step:
-        saved = <int64_t>us - (memory_us >> COST_SHIFT)
-        add_i64(&engine.tier.packed_us, saved if saved > 0 else 0)
+        add_i64(&engine.tier.packed_us, max(<int64_t>us - (memory_us >> COST_SHIFT), <int64_t>0))
     if block.packed:
         _bring_up(engine, at, us)
 
